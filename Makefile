@@ -1,0 +1,36 @@
+# demo · up · test · check · proto · bench: each a line or two. Every target makes what it needs.
+.PHONY: demo up test check proto bench clean
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := $(sort $(shell cd proto && find . -name '*.proto' | cut -c3-))
+
+demo: .venv/ready ## the main job: register, promote, stream a mixed batch, reload in place
+	@$(BIN)/python -m examples.demo
+
+up: .venv/ready ## the demo's system, left running until Ctrl-C
+	@$(BIN)/python -m examples.demo --stay
+
+test: .venv/ready ## all tests
+	@$(BIN)/pytest
+
+check: .venv/ready ## everything CI checks beside the tests
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+
+proto: .venv/ready ## regenerate the stubs beside the protos
+	$(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=proto --pyi_out=proto --grpc_python_out=proto --mypy_grpc_out=quiet:proto $(PROTOS)
+
+bench: .venv/ready ## tokens/s and latencies beside this machine's own limits
+	@$(BIN)/python -m bench
+
+clean: ## forget the environment and everything made
+	rm -rf .venv .cache
+
+.venv/ready: pyproject.toml
+	@echo "installing loraplex and its pinned dependencies into .venv (a minute or two, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""The worker: one frozen base model, many adapters, one batch."""

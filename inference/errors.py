@@ -1,0 +1,114 @@
+"""What a worker may answer instead of tokens.
+
+    InferenceError
+    ├── InvalidRequest            INVALID_ARGUMENT      a prompt or parameter that can never work
+    │   └── PromptTooLong         INVALID_ARGUMENT
+    ├── AdapterNotFound           NOT_FOUND             no such adapter, alias or version
+    ├── AdapterRetired            FAILED_PRECONDITION
+    ├── WrongBaseModel            FAILED_PRECONDITION   the version is for another base model
+    ├── AdapterLoadFailed         FAILED_PRECONDITION   refused or unreadable, with every reason
+    ├── AdapterTooLarge           RESOURCE_EXHAUSTED    larger than all memory for adapters
+    ├── AdapterMemoryFull         RESOURCE_EXHAUSTED    everything in memory is in use
+    ├── AdapterLoading            UNAVAILABLE           on its way to memory; come back
+    ├── QueueFull                 RESOURCE_EXHAUSTED
+    ├── RegistryUnreachable       UNAVAILABLE           and the reference is not known here
+    ├── Draining                  UNAVAILABLE           the worker is shutting down
+    ├── NotImplementedYet         UNIMPLEMENTED
+    └── EngineFailed              INTERNAL
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rpc.errors import DomainError
+
+
+class InferenceError(DomainError):
+    """The worker failed."""
+
+    domain: ClassVar[str] = "loraplex.inference"
+
+
+class InvalidRequest(InferenceError):
+    """The request can never work as it is."""
+
+    code, reason = "INVALID_ARGUMENT", "INVALID_REQUEST"
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt is longer than the context."""
+
+    reason = "PROMPT_TOO_LONG"
+
+
+class AdapterNotFound(InferenceError):
+    """No such adapter, alias or version."""
+
+    code, reason = "NOT_FOUND", "ADAPTER_NOT_FOUND"
+
+
+class AdapterRetired(InferenceError):
+    """The version was retired; name another one."""
+
+    code, reason = "FAILED_PRECONDITION", "VERSION_RETIRED"
+
+
+class WrongBaseModel(InferenceError):
+    """The version is for another base model than the one this worker runs."""
+
+    code, reason = "FAILED_PRECONDITION", "WRONG_BASE_MODEL"
+
+
+class AdapterLoadFailed(InferenceError):
+    """The version cannot be loaded."""
+
+    code, reason = "FAILED_PRECONDITION", "ADAPTER_LOAD_FAILED"
+
+
+class AdapterTooLarge(InferenceError):
+    """The adapter is larger than all memory for adapters."""
+
+    code, reason = "RESOURCE_EXHAUSTED", "ADAPTER_TOO_LARGE"
+
+
+class AdapterMemoryFull(InferenceError):
+    """Every adapter in memory is in use by a request or pinned."""
+
+    code, reason = "RESOURCE_EXHAUSTED", "ADAPTER_MEMORY_FULL"
+
+
+class AdapterLoading(InferenceError):
+    """The adapter is on its way to memory."""
+
+    code, reason = "UNAVAILABLE", "ADAPTER_LOADING"
+
+
+class QueueFull(InferenceError):
+    """The queue is full."""
+
+    code, reason = "RESOURCE_EXHAUSTED", "QUEUE_FULL"
+
+
+class RegistryUnreachable(InferenceError):
+    """The registry cannot be reached and the reference is not known here."""
+
+    code, reason = "UNAVAILABLE", "REGISTRY_UNREACHABLE"
+
+
+class Draining(InferenceError):
+    """The worker is shutting down."""
+
+    code, reason = "UNAVAILABLE", "DRAINING"
+
+
+class NotImplementedYet(InferenceError):
+    """This is part of the contract and not of this release."""
+
+    code, reason = "UNIMPLEMENTED", "NOT_IMPLEMENTED"
+
+
+class EngineFailed(InferenceError):
+    """The engine failed; the request was not answered."""
+
+    code, reason = "INTERNAL", "ENGINE_FAILED"

@@ -1,0 +1,56 @@
+"""Rows of a batch grouped by adapter; the only place that does so.
+
+A batch has T rows. Row t uses the adapters in slots n with weights w: M (row, slot, weight) entries in all, none for a
+row of the base model. Sorted by slot, the entries form S segments of one slot each, so that the rows of one adapter
+share the loads of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """M entries sorted by slot, in S segments. Tensors live on the device of the batch.
+
+    rows: int32 [M], the row of the batch; weights: float32 [M], multiplies the adapter's own scale;
+    starts: int32 [S + 1], where each segment begins in the entries; slots: int32 [S].
+    """
+
+    rows: torch.Tensor
+    weights: torch.Tensor
+    starts: torch.Tensor
+    slots: torch.Tensor
+
+    @property
+    def num_entries(self) -> int:
+        """M, the rows of the shrunk activations."""
+        return self.rows.shape[0]
+
+
+def group(uses: Sequence[Sequence[tuple[int, float]]], *, device: torch.device | str = "cpu") -> Segments | None:
+    """Groups the rows of a batch; `uses[t]` are row t's (slot, weight) pairs, empty for the base model.
+
+    Returns None when no row uses an adapter. The order within a segment is the order of the rows.
+    """
+    rows = np.fromiter((t for t, row in enumerate(uses) for _ in row), dtype=np.int32)
+    if rows.size == 0:
+        return None
+    slots = np.fromiter((slot for row in uses for slot, _ in row), dtype=np.int32, count=rows.size)
+    weights = np.fromiter((weight for row in uses for _, weight in row), dtype=np.float32, count=rows.size)
+    if slots.min() < 0:
+        raise ValueError(f"expected slots >= 0, found {slots.min()}: a row without an adapter has no entry")
+    order = np.argsort(slots, kind="stable")
+    rows, slots, weights = rows[order], slots[order], weights[order]
+    heads = np.flatnonzero(np.r_[True, slots[1:] != slots[:-1]])
+    return Segments(
+        rows=torch.from_numpy(rows).to(device),
+        weights=torch.from_numpy(weights).to(device),
+        starts=torch.from_numpy(np.r_[heads, rows.size].astype(np.int32)).to(device),
+        slots=torch.from_numpy(slots[heads]).to(device),
+    )
