@@ -1,0 +1,120 @@
+"""What the engine is asked and what it answers, as values. Knows no tensors, no text and no adapter names.
+
+The life of a request, as the events that its owner sees:
+
+    submit ──► (waiting) ──► Token* ──► Finished     STOP, LENGTH or CANCELLED
+                                   └──► Failed       an error of inference/errors.py; nothing follows it
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from inference.errors import InferenceError, InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and how many. Raises InvalidRequest, with the field, on what can never work.
+
+    temperature 0 is greedy; top_k 0 and min_p 0 keep every token. `logprobs` is the number of alternatives wanted
+    beside the chosen token's log-probability; None asks for neither.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _expect(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        _expect(0.0 <= self.temperature < float("inf"), "temperature", "finite and at least 0", self.temperature)
+        _expect(0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]", self.top_p)
+        _expect(self.top_k >= 0, "top_k", "at least 0", self.top_k)
+        _expect(0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]", self.min_p)
+        _expect(0 <= self.seed < 2**64, "seed", "an unsigned 64-bit number", self.seed)
+        _expect(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "in [0, 20]", self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotUse:
+    """One adapter of a request: the slot its owner holds a lease on, whose weights these must be, and how strong."""
+
+    slot: int
+    digest: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and what to do with it. `uses` is empty for the base model alone.
+
+    Whoever submits it holds the leases of its slots until Finished or Failed. `arrival_s` is time.monotonic().
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop_token_ids: frozenset[int] = frozenset()
+    uses: tuple[SlotUse, ...] = ()
+    arrival_s: float = 0.0
+    adapter_key: tuple[tuple[str, float], ...] = field(init=False)
+    """Identity of the weights that answer: equal keys mean equal weights. Always the digests, never the slots."""
+
+    def __post_init__(self) -> None:
+        _expect(len(self.prompt_ids) > 0, "prompt", "at least one token", "none")
+        object.__setattr__(self, "adapter_key", tuple((use.digest, use.weight) for use in self.uses))
+
+
+class FinishReason(enum.Enum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    """The last token is one of the request's stop tokens."""
+    LENGTH = "length"
+    """max_tokens, or the end of the context."""
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The next token of an answer; `index` counts from 0. Log-probabilities are natural, before temperature."""
+
+    request_id: str
+    index: int
+    token_id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability) of the most likely tokens, best first, as many as asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of an answer. Times count from the request's arrival; one that was never reached is the total."""
+
+    request_id: str
+    reason: FinishReason
+    output_tokens: int
+    queued_s: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a request that got no complete answer."""
+
+    request_id: str
+    error: InferenceError
+
+
+Event = Token | Finished | Failed
+
+
+def _expect(holds: bool, field_name: str, expected: str, actual: object) -> None:
+    if not holds:
+        raise InvalidRequest(f"{field_name}: expected {expected}, found {actual}", field=field_name)
