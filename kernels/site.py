@@ -1,0 +1,39 @@
+"""Where the adapters of one site lie in the arena; knows offsets and ranks, not who wrote the weights there.
+
+The arena is one flat tensor per device, in the dtype of the model. A *site* is one fused projection of one layer, made
+of P parts (qkv has three, o one). At a site, the slot n of an adapter holds
+
+    A   [ranks[n].sum(), in_features]    from a_start[n]: the parts' rank rows, one part after the other
+    B_p [ranks[n, p], width of part p]   from b_start[n, p]: the part's B, transposed, so that it is rank rows too
+
+A part that the adapter leaves alone has rank 0 and no rank rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The tables of one site over N slots, on the device of the arena; views of the tables that the arena's owner keeps.
+
+    in_features: D_in. columns: P + 1 numbers, where each part begins in the output, the last one is D_out.
+    a_start: int64 [N] and b_start: int64 [N, P], offsets in elements of the arena, multiples of 8 so that every rank
+    row's first load is aligned to 16 bytes. ranks: int32 [N, P]. scales: float32 [N, P], the adapter's own alpha / rank.
+    The tables of a slot that no segment names are never read, nor is the arena beyond a slot's rank rows.
+    """
+
+    in_features: int
+    columns: tuple[int, ...]
+    a_start: Tensor
+    ranks: Tensor
+    b_start: Tensor
+    scales: Tensor
+
+    @property
+    def out_features(self) -> int:
+        """D_out, the width of the site's output."""
+        return self.columns[-1]
