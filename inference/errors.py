@@ -1,20 +1,20 @@
 """What a worker may answer instead of tokens.
 
-    InferenceError
-    ├── InvalidRequest            INVALID_ARGUMENT      a prompt or parameter that can never work
-    │   └── PromptTooLong         INVALID_ARGUMENT
-    ├── AdapterNotFound           NOT_FOUND             no such adapter, alias or version
-    ├── AdapterRetired            FAILED_PRECONDITION
-    ├── WrongBaseModel            FAILED_PRECONDITION   the version is for another base model
-    ├── AdapterLoadFailed         FAILED_PRECONDITION   refused or unreadable, with every reason
-    ├── AdapterTooLarge           RESOURCE_EXHAUSTED    larger than all memory for adapters
-    ├── AdapterMemoryFull         RESOURCE_EXHAUSTED    everything in memory is in use
-    ├── AdapterLoading            UNAVAILABLE           on its way to memory; come back
-    ├── QueueFull                 RESOURCE_EXHAUSTED
-    ├── RegistryUnreachable       UNAVAILABLE           and the reference is not known here
-    ├── Draining                  UNAVAILABLE           the worker is shutting down
-    ├── NotImplementedYet         UNIMPLEMENTED
-    └── EngineFailed              INTERNAL
+InferenceError
+├── InvalidRequest            INVALID_ARGUMENT      a prompt or parameter that can never work
+│   └── PromptTooLong         INVALID_ARGUMENT
+├── AdapterNotFound           NOT_FOUND             no such adapter, alias or version
+├── AdapterRetired            FAILED_PRECONDITION
+├── WrongBaseModel            FAILED_PRECONDITION   the version is for another base model
+├── AdapterLoadFailed         FAILED_PRECONDITION   refused or unreadable, with every reason
+├── AdapterTooLarge           RESOURCE_EXHAUSTED    larger than all memory for adapters
+├── AdapterMemoryFull         RESOURCE_EXHAUSTED    everything in memory is in use
+├── AdapterLoading            UNAVAILABLE           on its way to memory; come back
+├── QueueFull                 RESOURCE_EXHAUSTED
+├── RegistryUnreachable       UNAVAILABLE           and the reference is not known here
+├── Draining                  UNAVAILABLE           the worker is shutting down
+├── NotImplementedYet         UNIMPLEMENTED
+└── EngineFailed              INTERNAL
 """
 
 from __future__ import annotations

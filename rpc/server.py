@@ -7,6 +7,7 @@ drain, let running calls finish for `drain_s`, stop. A second signal stops at on
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -154,7 +155,11 @@ class Doorman(grpc.aio.ServerInterceptor):
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 try:
                     await enter(context)
-                    async for message in behavior(request, context):
+                    answers = behavior(request, context)
+                    if inspect.isawaitable(answers):  # the health service writes to the context instead of yielding
+                        await answers
+                        return
+                    async for message in answers:
                         yield message
                 except Exception as error:
                     await _fail(context, method, error)
