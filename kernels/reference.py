@@ -136,8 +136,8 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
     cos, sin = cos[:, None, :], sin[:, None, :]
     for x in (q, k):
         a, b = x[..., :half].float(), x[..., half : 2 * half].float()
-        x[..., :half] = (a * cos - b * sin).to(x.dtype)
-        x[..., half : 2 * half] = (b * cos + a * sin).to(x.dtype)
+        turned = a * cos - b * sin, b * cos + a * sin  # both before either is written: in float32 a and b are views
+        x[..., :half], x[..., half : 2 * half] = turned[0].to(x.dtype), turned[1].to(x.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
