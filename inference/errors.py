@@ -42,6 +42,12 @@ class PromptTooLong(InvalidRequest):
     reason = "PROMPT_TOO_LONG"
 
 
+class BaseModelRefused(InferenceError):
+    """The base model's folder cannot be served."""
+
+    code, reason = "FAILED_PRECONDITION", "BASE_MODEL_REFUSED"
+
+
 class AdapterNotFound(InferenceError):
     """No such adapter, alias or version."""
 

@@ -1,0 +1,192 @@
+"""The Llama family as one decoder: Llama, SmolLM2, Mistral, Qwen2 and Qwen3 differ by flags of ModelConfig.
+
+Knows a batch's tensors and a paged KV cache; knows no requests. One forward pass, T rows:
+
+    token_ids ─► embedding ─┬► norm ► qkv ► rotary ► write_kv ► attend ► o ─┐
+                            │  norm ► gate_up ► silu · up ► down ◄──────────┘ added to the residual, L times
+                            └► norm ► head, on the rows whose logits are wanted ─► float32 [B_sampled, V]
+
+The norms take the residual with them, so that adding and norming is one op. Roundings are where transformers has them,
+except inside the ops of `kernels`, which compute in float32 and round once.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+import kernels
+from inference.models.config import ModelConfig, read_config
+from inference.models.layers import RotaryAngles
+from inference.models.linear import LoraLinear, PackedLinear
+from inference.models.precision import choose_precision
+from inference.models.sites import SitePart, SiteShape
+from inference.models.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from inference.engine.batch import Batch
+
+log = logging.getLogger(__name__)
+
+
+class KVCache(Protocol):
+    """Keys and values of every layer, [num_blocks, block_size, H_kv, D] each, in the model's dtype."""
+
+    def k(self, layer: int) -> Tensor: ...
+    def v(self, layer: int) -> Tensor: ...
+
+
+class Llama:
+    """A decoder ready to run. `sites` says where adapters act; a site's index is its place in it."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.sites = sites(config)
+        self._weights = weights
+        self._angles = RotaryAngles(config.rope, head_dim=config.head_dim, dtype=dtype, device=device)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu") -> Llama:
+        """Read a Hugging Face folder and pack its weights. Raises BaseModelRefused with every reason."""
+        config = read_config(folder)
+        target = torch.device(device)
+        precision = choose_precision(dtype, published=config.dtype, device=target)
+        weights = load_weights(Checkpoint(folder, config), config, dtype=precision.dtype, device=target)
+        log.info("%s runs in %s because %s", folder, precision.dtype, precision.reason)
+        return cls(config, weights, dtype=precision.dtype, device=target)
+
+    def forward(self, batch: Batch, kv: KVCache) -> Tensor:
+        """Compute every row, fill their places in the cache, and return the logits of `batch.logit_rows`.
+
+        Shapes: returns float32 [B_sampled, V]. Mutates: kv. The caller holds torch.inference_mode.
+        """
+        weights, eps = self._weights, self.config.rms_norm_eps
+        residual = torch.nn.functional.embedding(batch.token_ids, weights.embedding)
+        cos, sin = self._angles(batch.positions)
+        x = kernels.rms_norm(residual, weights.layers[0].input_norm, eps)
+        for index, layer in enumerate(weights.layers):
+            if index > 0:
+                x = kernels.rms_norm(x, layer.input_norm, eps, residual)
+            x = self._attention(layer, x, batch, cos=cos, sin=sin, k_cache=kv.k(index), v_cache=kv.v(index))
+            x = kernels.rms_norm(x, layer.post_attention_norm, eps, residual)
+            x = layer.down(kernels.silu_mul(layer.gate_up(x, batch.lora)), batch.lora)
+        if batch.logit_rows.shape[0] == 0:
+            return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+        x = kernels.rms_norm(x[batch.logit_rows], weights.norm, eps, residual[batch.logit_rows])
+        return weights.head(x).float()
+
+    def _attention(
+        self, layer: Layer, x: Tensor, batch: Batch, *, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor:
+        config = self.config
+        q, k, v = (
+            layer.qkv(x, batch.lora)
+            .view(x.shape[0], -1, config.head_dim)
+            .split_with_sizes([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
+        )
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = kernels.rms_norm(q.reshape(-1, config.head_dim), layer.q_norm, config.rms_norm_eps).view(q.shape)
+            k = kernels.rms_norm(k.reshape(-1, config.head_dim), layer.k_norm, config.rms_norm_eps).view(k.shape)
+        kernels.rotary(q, k, cos, sin)
+        kernels.write_kv(k, v, k_cache, v_cache, batch.write_index)
+        seen = kernels.attend(
+            q,
+            k_cache,
+            v_cache,
+            query_starts=batch.query_starts,
+            context_lens=batch.context_lens,
+            block_tables=batch.block_tables,
+            scale=config.head_dim**-0.5,
+            window=layer.window,
+        )
+        return layer.o(seen.view(x.shape[0], -1), batch.lora)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one decoder layer. The norms of q and k are Qwen3's, over the head size."""
+
+    input_norm: Tensor
+    qkv: LoraLinear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: LoraLinear
+    post_attention_norm: Tensor
+    gate_up: LoraLinear
+    down: LoraLinear
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All weights of a model. A tied head is packed from the embedding, which stays plain for the look-up."""
+
+    embedding: Tensor
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    head: PackedLinear
+
+
+def sites(config: ModelConfig) -> tuple[SiteShape, ...]:
+    """Every place where an adapter may act: qkv, o, gate_up and down of each layer, in this order."""
+    q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
+    found = []
+    for layer in range(config.num_layers):
+        name = f"model.layers.{layer}"
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        qkv = (
+            SitePart(f"{attention}.q_proj", q_width),
+            SitePart(f"{attention}.k_proj", kv_width),
+            SitePart(f"{attention}.v_proj", kv_width),
+        )
+        gate_up = (SitePart(f"{mlp}.gate_proj", inner), SitePart(f"{mlp}.up_proj", inner))
+        found += [
+            SiteShape(f"{attention}.qkv", hidden, qkv),
+            SiteShape(f"{attention}.o", q_width, (SitePart(f"{attention}.o_proj", hidden),)),
+            SiteShape(f"{mlp}.gate_up", hidden, gate_up),
+            SiteShape(f"{mlp}.down", inner, (SitePart(f"{mlp}.down_proj", hidden),)),
+        ]
+    return tuple(found)
+
+
+def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Fuse, convert and pack, one projection at a time, so that at most one is in memory both plain and packed."""
+
+    def tensor(name: str) -> Tensor:
+        return checkpoint.take(name, dtype).to(device)
+
+    def linear(shape: SiteShape, index: int, *, has_bias: bool) -> LoraLinear:
+        modules = [part.module for part in shape.parts]
+        weight = checkpoint.take_fused([f"{module}.weight" for module in modules], dtype).to(device)
+        bias = checkpoint.take_fused([f"{module}.bias" for module in modules], dtype).to(device) if has_bias else None
+        return LoraLinear(PackedLinear(weight, bias), site_index=index, shape=shape)
+
+    shapes = sites(config)
+    layers = []
+    for index, window in enumerate(config.windows):
+        name = f"model.layers.{index}"
+        qkv, o, gate_up, down = range(4 * index, 4 * index + 4)
+        layers.append(
+            Layer(
+                input_norm=tensor(f"{name}.input_layernorm.weight"),
+                qkv=linear(shapes[qkv], qkv, has_bias=config.qkv_bias),
+                q_norm=tensor(f"{name}.self_attn.q_norm.weight") if config.qk_norm else None,
+                k_norm=tensor(f"{name}.self_attn.k_norm.weight") if config.qk_norm else None,
+                o=linear(shapes[o], o, has_bias=config.o_bias),
+                post_attention_norm=tensor(f"{name}.post_attention_layernorm.weight"),
+                gate_up=linear(shapes[gate_up], gate_up, has_bias=config.mlp_bias),
+                down=linear(shapes[down], down, has_bias=config.mlp_bias),
+                window=window,
+            )
+        )
+    embedding = tensor("model.embed_tokens.weight")
+    head = embedding if config.has_tied_head else tensor("lm_head.weight")
+    return Weights(embedding, tuple(layers), tensor("model.norm.weight"), PackedLinear(head))
