@@ -1,0 +1,144 @@
+"""Logits to tokens, row by row. Knows no requests and no batch: a row's answer depends on that row alone.
+
+    logits ─► log-probabilities reported (natural, before any filter)
+       └────► temperature ─► top-k ─► top-p ─► min-p ─► one draw by inverse CDF over token ids
+
+The draw is a function of (seed, position) and keeps no state between steps, so that a request which was preempted and
+computed again, or which has other neighbours, draws the same numbers. The order of the filters is that of
+transformers' `generate`; ties are decided by the lower token id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOP_P_CANDIDATES = 1024  # tokens looked at before the whole vocabulary is sorted; they hold top_p of most answers
+UINT64 = (1 << 64) - 1
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2**64 / phi, the increment of SplitMix64
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """How one row's token is chosen; values are those of a checked SamplingParams.
+
+    temperature 0 is greedy and ignores the rest; top_k 0, top_p 1 and min_p 0 keep every token. `position` is the
+    index of the token in its answer. `logprobs` is the number of alternatives to report, None to report nothing.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    position: int = 0
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One row's token, its log-probability if asked for, and (token id, log-probability) pairs, most likely first."""
+
+    token_id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:
+    """Choose one token for each row.
+
+    Semantics: greedy rows take argmax, the lowest id on a tie; others draw from the filtered distribution.
+    Shapes: logits float32 [B, V], one entry of `rows` for each of the B rows. Mutates: nothing.
+    Returns None for a row whose logits hold a NaN or +inf: it has no distribution, and its neighbours must not suffer.
+    """
+    assert logits.shape[:-1] == (len(rows),), f"expected logits [{len(rows)}, V], found {tuple(logits.shape)}"
+    if not rows:
+        return []
+    top_logits, top_ids = logits.max(dim=-1)  # a NaN is the largest of its row, so looking at the maxima is enough
+    usable: list[bool] = torch.isfinite(top_logits).tolist()
+    token_ids: list[int] = top_ids.tolist()
+    for index, row in enumerate(rows):
+        if usable[index] and row.temperature > 0.0:
+            token_ids[index] = _draw(logits[index], row)
+    reported = _report(logits, rows, token_ids, usable)
+    return [reported.get(index, Sampled(token_ids[index])) if usable[index] else None for index in range(len(rows))]
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from a seed and a position: one step of SplitMix64 (Steele, Lea, Flood 2014), stateless."""
+    start = _mix((seed + GOLDEN_RATIO) & UINT64)
+    return (_mix((start + (position + 1) * GOLDEN_RATIO) & UINT64) >> 11) * 2.0**-53  # 53 bits fill a double
+
+
+def _mix(state: int) -> int:
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & UINT64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & UINT64
+    return state ^ (state >> 31)
+
+
+def _draw(logits: Tensor, row: RowSampling) -> int:
+    """Sample one row, float32 [V], whose maximum is finite."""
+    ids: Tensor | None = None  # None means all of them, in order
+    if 0 < row.top_k < logits.shape[0]:
+        threshold = torch.topk(logits, row.top_k).values[-1]
+        ids = torch.nonzero(logits >= threshold).flatten()
+        # More than top_k can reach the threshold when they tie; a stable sort keeps the lowest ids of those.
+        ids = ids[torch.sort(logits[ids], descending=True, stable=True).indices[: row.top_k]].sort().values
+    kept = logits if ids is None else logits[ids]
+    probabilities = _softmax(kept, row.temperature)
+    if row.top_p < 1.0:
+        nucleus = _nucleus(probabilities, row.top_p)
+        ids = nucleus if ids is None else ids[nucleus]
+        probabilities = probabilities[nucleus]
+    if row.min_p > 0.0:
+        likely = torch.nonzero(probabilities >= row.min_p * probabilities.max()).flatten()
+        ids = likely if ids is None else ids[likely]
+        probabilities = probabilities[likely]
+    cumulative = probabilities.cumsum(0)
+    target = cumulative[-1] * uniform(row.seed, row.position)
+    index = int(torch.searchsorted(cumulative, target, right=True))  # the first whose cumulative exceeds the target
+    index = min(index, cumulative.shape[0] - 1)
+    return index if ids is None else int(ids[index])
+
+
+def _softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities in float64, so that sums over a large vocabulary and tiny temperatures stay exact enough."""
+    wide = logits.double()
+    return torch.softmax((wide - wide.max()) / temperature, dim=0)
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Indices, ascending, of the smallest set of most likely tokens whose sum reaches top_p; never empty."""
+    candidates = torch.arange(probabilities.shape[0])
+    if probabilities.shape[0] > TOP_P_CANDIDATES:
+        threshold = torch.topk(probabilities, TOP_P_CANDIDATES, sorted=False).values.min()
+        likely = torch.nonzero(probabilities >= threshold).flatten()
+        if float(probabilities[likely].sum()) >= top_p:
+            candidates = likely
+    order = torch.sort(probabilities[candidates], descending=True, stable=True)
+    before = order.values.cumsum(0) - order.values
+    size = max(1, int((before < top_p).sum()))
+    return candidates[order.indices[:size]].sort().values
+
+
+def _report(
+    logits: Tensor, rows: Sequence[RowSampling], token_ids: Sequence[int], usable: Sequence[bool]
+) -> dict[int, Sampled]:
+    """Log-probabilities of the rows that ask for them, by row."""
+    wanted = [index for index, row in enumerate(rows) if row.logprobs is not None and usable[index]]
+    if not wanted:
+        return {}
+    logprobs = torch.log_softmax(logits[wanted], dim=-1)
+    chosen = logprobs.gather(1, torch.tensor([[token_ids[index]] for index in wanted])).flatten().tolist()
+    most = min(max(rows[index].logprobs or 0 for index in wanted), logits.shape[1])
+    best = torch.topk(logprobs, most, dim=-1)
+    best_ids, best_logprobs = best.indices.tolist(), best.values.tolist()
+    reported = {}
+    for place, index in enumerate(wanted):
+        count = rows[index].logprobs or 0
+        alternatives = tuple(zip(best_ids[place][:count], best_logprobs[place][:count], strict=True))
+        reported[index] = Sampled(token_ids[index], chosen[place], alternatives)
+    return reported
