@@ -1,0 +1,55 @@
+"""Whose turn it is among waiting requests. Knows sequences and adapter keys; no blocks, no budgets."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+from inference.engine.sequence import Sequence
+
+AdapterKey = tuple[tuple[str, float], ...]
+
+
+class FairQueue:
+    """Round robin over adapters; first come, first served within one.
+
+    One line per adapter key (see request.Request). The line that was served goes to the back, so between two turns of
+    a line every other one has at most one: a flood for one adapter delays another's next request by one turn.
+    """
+
+    def __init__(self) -> None:
+        self._lines: OrderedDict[AdapterKey, deque[Sequence]] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Sequence]:
+        for line in self._lines.values():
+            yield from line
+
+    def push(self, sequence: Sequence) -> None:
+        self._lines.setdefault(sequence.request.adapter_key, deque()).append(sequence)
+        self._length += 1
+
+    def peek(self) -> Sequence | None:
+        """The sequence that `pop` would return, or None."""
+        return next(iter(self._lines.values()))[0] if self._lines else None
+
+    def pop(self) -> Sequence:
+        key, line = next(iter(self._lines.items()))
+        sequence = line.popleft()
+        self._length -= 1
+        if line:
+            self._lines.move_to_end(key)
+        else:
+            del self._lines[key]
+        return sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes out one sequence; the turns of the others stay as they are."""
+        key = sequence.request.adapter_key
+        self._lines[key].remove(sequence)
+        self._length -= 1
+        if not self._lines[key]:
+            del self._lines[key]

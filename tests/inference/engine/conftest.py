@@ -1,0 +1,141 @@
+"""The engine's policy with a pretended model: its KV cache holds tokens, so every wrong position is found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import pytest
+
+from inference.engine.request import Event, Failed, Finished, Request, SamplingParams, SlotUse, Token
+from inference.engine.scheduler import Limits, Scheduler
+from inference.engine.sequence import Chunk, Sampled
+
+VOCABULARY = 50
+
+
+def next_token(adapter_key: object, tokens: Sequence[int]) -> int:
+    """The pretended model: a function of the weights and of every token before."""
+    digest = hashlib.blake2b(repr((adapter_key, tuple(tokens))).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % VOCABULARY
+
+
+class TokenRunner:
+    """Writes tokens where keys and values would be, and reads the whole context back through the blocks."""
+
+    def __init__(self, *, block_size: int) -> None:
+        self.block_size = block_size
+        self.cache: dict[tuple[int, int], int] = {}
+        self.steps: list[list[Chunk]] = []
+
+    def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+        for chunk in chunks:
+            assert chunk.start == chunk.sequence.computed
+            for position, token in enumerate(chunk.token_ids, start=chunk.start):
+                self.cache[self._place(chunk, position)] = token
+        sampled: list[Sampled | None] = []
+        for chunk in chunks:
+            end = chunk.start + chunk.length
+            seen = [self.cache[self._place(chunk, position)] for position in range(end)]
+            assert seen == chunk.sequence.tokens[:end], "a position of the cache belongs to somebody else"
+            assert chunk.samples == (end == len(chunk.sequence.tokens))
+            if chunk.samples:
+                sampled.append(Sampled(next_token(chunk.sequence.request.adapter_key, seen)))
+        self.steps.append(chunks)
+        return sampled
+
+    @property
+    def computed_tokens(self) -> int:
+        return sum(chunk.length for chunks in self.steps for chunk in chunks)
+
+    def _place(self, chunk: Chunk, position: int) -> tuple[int, int]:
+        return chunk.sequence.blocks[position // self.block_size], position % self.block_size
+
+
+class Simulation:
+    """A scheduler and the pretended model, step by step, with a clock that counts steps."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_context: int = 64,
+        max_running: int = 8,
+        max_step_tokens: int = 32,
+        max_waiting: int = 1000,
+    ) -> None:
+        limits = Limits(max_context, max_running, max_step_tokens, max_waiting)
+        self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=block_size)
+        self.runner = TokenRunner(block_size=block_size)
+        self.now_s = 0.0
+        self.outputs: dict[str, list[int]] = {}
+        self.ends: dict[str, Finished | Failed] = {}
+        self._ids = count()
+
+    def request(
+        self,
+        prompt: Sequence[int] | int = 3,
+        *,
+        max_tokens: int = 4,
+        adapter: str | None = None,
+        stop: Sequence[int] = (),
+        id: str = "",
+    ) -> Request:
+        """A request with its own id; a number as the prompt stands for so many tokens."""
+        number = next(self._ids)
+        tokens = [(number + i) % VOCABULARY for i in range(prompt)] if isinstance(prompt, int) else prompt
+        uses = () if adapter is None else (SlotUse(slot=len(adapter), digest=adapter),)
+        params = SamplingParams(max_tokens)
+        return Request(id or f"r{number}", tuple(tokens), params, frozenset(stop), uses, arrival_s=self.now_s)
+
+    def submit(self, prompt: Sequence[int] | int = 3, **options: object) -> Request:
+        request = self.request(prompt, **options)  # type: ignore[arg-type]  # the same keywords
+        self.scheduler.check_fits(request)
+        self.scheduler.add(request)
+        return request
+
+    def step(self) -> list[Chunk]:
+        chunks = self.scheduler.schedule(self.now_s)
+        self.scheduler.check_integrity()
+        sampled = self.runner.run(chunks)
+        self.now_s += 1.0
+        self.take(self.scheduler.complete(chunks, sampled, self.now_s))
+        self.scheduler.check_integrity()
+        return chunks
+
+    def cancel(self, request: Request) -> None:
+        self.take(self.scheduler.cancel(request.id, self.now_s))
+        self.scheduler.check_integrity()
+
+    def take(self, events: list[Event]) -> None:
+        for event in events:
+            assert event.request_id not in self.ends, "nothing follows the end of a request"
+            if isinstance(event, Token):
+                outputs = self.outputs.setdefault(event.request_id, [])
+                assert event.index == len(outputs)
+                outputs.append(event.token_id)
+            else:
+                self.ends[event.request_id] = event
+
+    def run(self) -> None:
+        while self.scheduler.has_work:
+            assert self.step(), "work is left and nothing was scheduled"
+        assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks
+
+    def answer_alone(self, request: Request) -> list[int]:
+        """What the pretended model answers with no batch, no chunks, no blocks and no preemption."""
+        tokens, outputs = list(request.prompt_ids), []
+        while len(outputs) < request.sampling.max_tokens and len(tokens) < self.scheduler.limits.max_context:
+            outputs.append(next_token(request.adapter_key, tokens))
+            tokens.append(outputs[-1])
+            if outputs[-1] in request.stop_token_ids:
+                break
+        return outputs
+
+
+@pytest.fixture(scope="session")
+def simulate() -> Callable[..., Simulation]:
+    """Makes a Simulation."""
+    return Simulation
