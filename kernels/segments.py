@@ -20,12 +20,14 @@ class Segments:
 
     rows: int32 [M], the row of the batch; weights: float32 [M], multiplies the adapter's own scale;
     starts: int32 [S + 1], where each segment begins in the entries; slots: int32 [S].
+    is_composed: False only where no row has two entries, which spares expand the sum over them.
     """
 
     rows: torch.Tensor
     weights: torch.Tensor
     starts: torch.Tensor
     slots: torch.Tensor
+    is_composed: bool = True
 
     @property
     def num_entries(self) -> int:
@@ -39,10 +41,17 @@ def group(uses: Sequence[Sequence[tuple[int, float]]], *, device: torch.device |
     Returns None when no row uses an adapter. The order within a segment is the order of the rows.
     """
     rows = np.fromiter((t for t, row in enumerate(uses) for _ in row), dtype=np.int32)
-    if rows.size == 0:
-        return None
     slots = np.fromiter((slot for row in uses for slot, _ in row), dtype=np.int32, count=rows.size)
     weights = np.fromiter((weight for row in uses for _, weight in row), dtype=np.float32, count=rows.size)
+    return group_entries(rows, slots, weights, device=device)
+
+
+def group_entries(
+    rows: np.ndarray, slots: np.ndarray, weights: np.ndarray, *, device: torch.device | str = "cpu"
+) -> Segments | None:
+    """`group` for entries as arrays: int32 [M], int32 [M], float32 [M]. The order within a slot stays as it is."""
+    if rows.size == 0:
+        return None
     if slots.min() < 0:
         raise ValueError(f"expected slots >= 0, found {slots.min()}: a row without an adapter has no entry")
     order = np.argsort(slots, kind="stable")
