@@ -1,0 +1,138 @@
+"""The plan of an adapter: which two tensors go to which module of a base model, or every reason why that cannot be.
+
+Knows the configuration, the header and the base model's shapes, and reads no data. The promise it keeps: every tensor
+of the file is used, every tensor that the configuration asks for is there, and each has exactly the shape that the
+module gives it. The registry asks before it stores a version and the worker before it loads one.
+
+A module W [D_out, D_in] is targeted by lora_A [R, D_in] and lora_B [D_out, R]: W·x + scale·B·(A·x).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapter.config import PeftConfig
+from adapter.errors import AdapterRefused
+from adapter.header import Header, TensorInfo, shown
+from adapter.targets import is_embedding, is_head, targeted
+
+MAX_RANK = 512
+# PEFT wraps the model twice before it saves, and drops the adapter's own name.
+KEY_PREFIX = "base_model.model."
+DTYPES = ("BF16", "F16", "F32")
+
+# What tensors of features that are not served are called, by a part of the key.
+_FEATURE_OF_KEY = {
+    "lora_magnitude_vector": "DoRA's magnitudes",
+    "lora_embedding_": "LoRA on an embedding",
+    "lora_B.bias": "a bias on lora_B",
+    "lora_diag": "KaSA's singular values",
+    "lora_E": "AdaLoRA's singular values",
+    "ranknum": "AdaLoRA's ranks",
+    "trainable_tokens": "trained tokens",
+    "base_layer.": "a copy of the base model's weights",
+    "modules_to_save": "a fully trained module",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """One targeted module: the keys of its A [rank, in_features] and B [out_features, rank], and its scale."""
+
+    name: str
+    rank: int
+    scale: float
+    a_key: str
+    b_key: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """All modules of an adapter, in the order of the base model's."""
+
+    modules: tuple[LoraModule, ...]
+    features: tuple[str, ...]
+    num_bytes: int
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules)
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """The last parts of the modules' names, sorted, each once."""
+        return tuple(sorted({module.name.rpartition(".")[2] for module in self.modules}))
+
+
+def plan(
+    config: PeftConfig, header: Header, modules: Mapping[str, tuple[int, int]], *, max_rank: int = MAX_RANK
+) -> AdapterPlan:
+    """Maps every tensor to a module; `modules` gives the base model's (out_features, in_features) by name.
+
+    Raises AdapterRefused with all reasons.
+    """
+    reasons: list[str] = []
+    found: list[LoraModule] = []
+    wanted = targeted(config, modules)
+    for name in wanted:
+        if is_embedding(name) or is_head(name):
+            reasons.append(f"module {name}: LoRA on embeddings and output heads is not served")
+            continue
+        out_features, in_features = modules[name]
+        rank = config.rank_of(name)
+        module = LoraModule(
+            name=name,
+            rank=rank,
+            scale=config.scale(name, rank),
+            a_key=f"{KEY_PREFIX}{name}.lora_A.weight",
+            b_key=f"{KEY_PREFIX}{name}.lora_B.weight",
+            in_features=in_features,
+            out_features=out_features,
+        )
+        found.append(module)
+        _check_module(module, header, reasons, max_rank=max_rank)
+    if not wanted:
+        reasons.append("target_modules: expected at least one module of the base model, found none that matches")
+    used = {key for module in found for key in (module.a_key, module.b_key)}
+    reasons.extend(_why_unused(key, header.tensors[key], modules) for key in header.tensors if key not in used)
+    if reasons:
+        raise AdapterRefused(reasons)
+    num_bytes = sum(info.num_bytes for info in header.tensors.values())
+    return AdapterPlan(modules=tuple(found), features=config.features, num_bytes=num_bytes)
+
+
+def _check_module(module: LoraModule, header: Header, reasons: list[str], *, max_rank: int) -> None:
+    if module.rank > max_rank:
+        reasons.append(f"module {module.name}: expected a rank of at most {max_rank}, found {module.rank}")
+    if not math.isfinite(module.scale):
+        reasons.append(f"module {module.name}: expected a finite scale, found {module.scale}")
+    expected_shapes = {
+        module.a_key: (module.rank, module.in_features),
+        module.b_key: (module.out_features, module.rank),
+    }
+    for key, shape in expected_shapes.items():
+        info = header.tensors.get(key)
+        if info is None:
+            reasons.append(f"tensor {key!r}: expected {list(shape)}, found no such tensor")
+        elif info.shape != shape:
+            reasons.append(f"tensor {key!r}: expected {list(shape)}, found {list(info.shape)}")
+        elif info.dtype not in DTYPES:
+            reasons.append(f"tensor {key!r}: expected one of {', '.join(DTYPES)}, found {info.dtype}")
+
+
+def _why_unused(key: str, info: TensorInfo, modules: Mapping[str, tuple[int, int]]) -> str:
+    what = f"tensor {shown(key)} {list(info.shape)}"
+    feature = next((feature for part, feature in _FEATURE_OF_KEY.items() if part in key), None)
+    if feature is not None:
+        return f"{what}: {feature} is not served"
+    module, separator, _ = key.removeprefix(KEY_PREFIX).partition(".lora_")
+    if not key.startswith(KEY_PREFIX) or not separator:
+        return f"{what}: expected a name like '{KEY_PREFIX}MODULE.lora_A.weight'"
+    if module not in modules:
+        return f"{what}: the base model has no module {shown(module)}"
+    return f"{what}: the configuration does not ask for it"

@@ -1,0 +1,204 @@
+"""Configurations of old, new and unknown PEFT versions: served with PEFT's meaning, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapter.config import MAX_CONFIG_BYTES, PeftConfig, parse_config, read_config
+from adapter.errors import AdapterRefused
+
+OLDEST = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+
+
+def parse(**changes: Any) -> PeftConfig:
+    return parse_config(json.dumps({**OLDEST, **changes}).encode())
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(AdapterRefused) as caught:
+        parse(**changes)
+    return "\n".join(caught.value.reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "alpha", "features"),
+    [
+        ("pirate", 4, 8, ()),
+        ("sql", 16, 32, ()),
+        ("json", 8, 16, ("rslora",)),
+        ("classify", 64, 64, ("layers_to_transform",)),
+    ],
+)
+def test_the_example_adapters_are_read(name: str, rank: int, alpha: float, features: tuple[str, ...]) -> None:
+    config = read_config(Path("examples/adapters") / name / "adapter_config.json")
+    assert (config.rank, config.alpha, config.features) == (rank, alpha, features)
+
+
+def test_a_configuration_of_an_old_peft_takes_the_defaults() -> None:
+    config = parse_config(
+        b'{"peft_type": "LORA", "target_modules": ["q_proj"], "enable_lora": null, "merge_weights": false}'
+    )
+    assert (config.rank, config.alpha, config.use_rslora) == (8, 8.0, False)
+
+
+@pytest.mark.parametrize("value", [None, False, 0, 0.0, "", [], {}, {"a": None, "b": {"c": False}}])
+def test_an_unknown_setting_that_says_nothing_is_accepted(value: object) -> None:
+    assert parse(some_future_variant=value).rank == 4
+
+
+@pytest.mark.parametrize("value", [True, 1, "x", [0], {"a": 1}])
+def test_an_unknown_setting_that_says_something_is_refused_by_name(value: object) -> None:
+    assert "'some_future_variant': an unknown setting" in refusal(some_future_variant=value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "feature"),
+    [
+        ("use_dora", True, "DoRA"),
+        ("lora_bias", True, "a bias on lora_B"),
+        ("modules_to_save", ["lm_head"], "fully trained modules"),
+        ("trainable_token_indices", [0, 1], "trained tokens"),
+        ("trainable_token_indices", {"embed_tokens": [3]}, "trained tokens"),
+        ("alora_invocation_tokens", [1, 2], "aLoRA"),
+        ("use_bdlora", {"nblocks": 2}, "block-diagonal"),
+        ("use_qalora", True, "QA-LoRA"),
+        ("layer_replication", [[0, 4], [2, 5]], "layer replication"),
+        ("megatron_config", {"hidden_size": 8}, "Megatron"),
+        ("target_parameters", ["experts.gate_up_proj"], "bare parameters"),
+        ("arrow_config", {"top_k": 3}, "Arrow"),
+        ("kasa_config", {"beta": 1e-4}, "KaSA"),
+        ("monteclora_config", {"num_samples": 8}, "MonteCLoRA"),
+        ("bias", "all", "trained biases"),
+        ("bias", "lora_only", "trained biases"),
+        ("bias", ["none"], "trained biases"),
+        ("init_lora_weights", "pissa", "keeps the base model's weights"),
+        ("init_lora_weights", "pissa_niter_16", "keeps the base model's weights"),
+        ("init_lora_weights", "olora", "keeps the base model's weights"),
+        ("init_lora_weights", "corda", "keeps the base model's weights"),
+        ("init_lora_weights", "loftq", "keeps the base model's weights"),
+        ("init_lora_weights", "lora_ga", "keeps the base model's weights"),
+        ("init_lora_weights", 1, "keeps the base model's weights"),
+        ("peft_type", "ADALORA", "'LORA'"),
+        ("peft_type", None, "'LORA'"),
+        ("peft_type", ["LORA"], "'LORA'"),
+    ],
+)
+def test_a_feature_that_is_not_served_is_refused_by_name(key: str, value: object, feature: str) -> None:
+    text = refusal(**{key: value})
+    assert f"{key}: expected" in text
+    assert feature in text
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal", "mica"])
+def test_an_initialisation_that_keeps_the_base_model_is_served(init: object) -> None:
+    assert parse(init_lora_weights=init).rank == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", 0), ("r", -1), ("r", 8.0), ("r", "8"), ("r", True), ("r", None), ("r", 10**30),
+        ("lora_alpha", "16"), ("lora_alpha", None), ("lora_alpha", True), ("lora_alpha", 10**40),
+        ("target_modules", None), ("target_modules", []), ("target_modules", ""), ("target_modules", [1]),
+        ("target_modules", {"q_proj": 1}), ("target_modules", "(q_proj"),
+        ("exclude_modules", [None]), ("exclude_modules", "*"), ("exclude_modules", 3),
+        ("layers_to_transform", [-1]), ("layers_to_transform", ["0"]), ("layers_to_transform", [True]),
+        ("layers_pattern", "(h|layers)"), ("layers_pattern", [1]),
+        ("rank_pattern", {"q_proj": 0}), ("rank_pattern", {"(": 4}), ("rank_pattern", ["q_proj"]),
+        ("alpha_pattern", {"q_proj": "x"}), ("alpha_pattern", {f"{i}": 1 for i in range(5000)}),
+        ("use_rslora", 1), ("use_rslora", "true"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_refused(key: str, value: object) -> None:
+    assert f"{key}: " in refusal(**{key: value})
+
+
+def test_every_reason_is_listed() -> None:
+    text = refusal(use_dora=True, r=0, bias="all")
+    assert all(key in text for key in ("use_dora", "r:", "bias"))
+
+
+def test_layers_go_with_names_and_not_with_an_expression() -> None:
+    assert parse(layers_to_transform=3).layers == frozenset({3})
+    assert parse(layers_to_transform=[]).layers is None
+    assert "layers_to_transform: expected nothing beside a regular expression" in refusal(
+        target_modules=".*q_proj", layers_to_transform=[0]
+    )
+
+
+def test_scales_follow_ranks_patterns_and_rslora() -> None:
+    config = parse(rank_pattern={r"layers\.1\..*": 16, "q_proj": 2}, alpha_pattern={"v_proj": 5.5})
+    assert [config.rank_of(f"model.layers.{layer}.self_attn.q_proj") for layer in (0, 1)] == [2, 16]
+    assert config.rank_of("model.layers.0.self_attn.v_proj") == 4
+    assert config.scale("model.layers.0.self_attn.q_proj", 2) == 4.0
+    assert config.scale("model.layers.0.self_attn.v_proj", 4) == 5.5 / 4
+    assert parse(use_rslora=True).scale("q_proj", 16) == 8 / math.sqrt(16)
+    assert config.features == ("alpha_pattern", "rank_pattern")
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"", "expected JSON"),
+        (b"[]", "expected an object"),
+        (b"\xff\xfe{}", "expected JSON"),
+        (b'{"r": 1, "r": 2}', "comes twice"),
+        (b'{"lora_alpha": Infinity}', "Infinity is not a JSON number"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b" " * (MAX_CONFIG_BYTES + 1), "expected at most"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(raw: bytes, why: str) -> None:
+    with pytest.raises(AdapterRefused, match=why):
+        parse_config(raw)
+
+
+def test_many_regular_expressions_are_refused() -> None:
+    assert "at most 16 regular expressions" in refusal(rank_pattern={f".*{i}": 4 for i in range(17)})
+    assert len(parse(rank_pattern={f"layers.{i}.q_proj": 4 for i in range(500)}).rank_pattern) == 500
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterRefused, match="cannot be read"):
+        read_config(tmp_path / "adapter_config.json")
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    [*json.loads(Path("examples/adapters/sql/adapter_config.json").read_text()), "some_future_variant"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(changes=st.dictionaries(KEYS, ANY, max_size=4))
+def test_any_values_give_a_configuration_or_a_refusal(changes: dict[str, Any]) -> None:
+    try:
+        config = parse(**changes)
+    except AdapterRefused:
+        return
+    assert config.rank > 0
+    assert math.isfinite(config.scale("model.layers.0.self_attn.q_proj", config.rank))
+
+
+@settings(max_examples=300, deadline=None)
+@given(flips=st.lists(st.tuples(st.integers(0, 800), st.integers(0, 7)), max_size=6), length=st.integers(0, 1100))
+def test_a_damaged_configuration_gives_one_or_a_refusal(flips: list[tuple[int, int]], length: int) -> None:
+    raw = bytearray(Path("examples/adapters/sql/adapter_config.json").read_bytes())
+    for position, bit in flips:
+        raw[position] ^= 1 << bit
+    try:
+        config = parse_config(bytes(raw[:length]))
+    except AdapterRefused:
+        return
+    assert config.rank > 0

@@ -1,0 +1,167 @@
+"""Every tensor is used and every expected one is there with its exact shape, or all reasons say why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapter.config import parse_config, read_config
+from adapter.errors import AdapterRefused
+from adapter.header import read_header
+from adapter.plan import AdapterPlan, plan
+
+Modules = dict[str, tuple[int, int]]
+Tensors = dict[str, tuple[str, list[int], bytes]]
+Q0, Q1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
+PlanOf = Callable[..., AdapterPlan]
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path, tiny_modules: Modules, write_safetensors: Any) -> PlanOf:
+    def make(tensors: Tensors, **config: Any) -> AdapterPlan:
+        settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
+        header = read_header(write_safetensors(tmp_path / "adapter_model.safetensors", tensors))
+        return plan(parse_config(json.dumps(settings).encode()), header, tiny_modules)
+
+    return make
+
+
+@pytest.fixture
+def tensors(tiny_modules: Modules, lora_tensors: Any) -> Tensors:
+    found: Tensors = lora_tensors(tiny_modules, {Q0: 4, Q1: 4})
+    return found
+
+
+def refusal(make: PlanOf, tensors: Tensors, **config: Any) -> str:
+    with pytest.raises(AdapterRefused) as caught:
+        make(tensors, **config)
+    return "\n".join(caught.value.reasons)
+
+
+def test_a_plan_names_both_tensors_of_every_module(plan_of: PlanOf, tensors: Tensors) -> None:
+    found = plan_of(tensors)
+    assert [module.name for module in found.modules] == [Q0, Q1]
+    first = found.modules[0]
+    assert (first.rank, first.scale, first.in_features, first.out_features) == (4, 2.0, 8, 8)
+    assert first.a_key == f"base_model.model.{Q0}.lora_A.weight"
+    assert first.b_key == f"base_model.model.{Q0}.lora_B.weight"
+    assert (found.rank, found.target_modules, found.features) == (4, ("q_proj",), ())
+    assert found.num_bytes == 2 * (4 * 8 + 8 * 4) * 4
+
+
+def test_ranks_follow_the_pattern(plan_of: PlanOf, tiny_modules: Modules, lora_tensors: Any) -> None:
+    tensors = lora_tensors(tiny_modules, {Q0: 4, Q1: 6}, "BF16")
+    found = plan_of(tensors, rank_pattern={"layers.1.self_attn.q_proj": 6}, alpha_pattern={"layers.1.*q_proj": 3})
+    assert [(module.rank, module.scale) for module in found.modules] == [(4, 2.0), (6, 0.5)]
+    assert found.rank == 6
+
+
+@pytest.mark.parametrize("name", ["pirate", "sql", "json", "classify"])
+def test_the_example_adapters_fit_their_base_model(name: str) -> None:
+    folder = Path("examples/adapters") / name
+    header = read_header(folder / "adapter_model.safetensors")
+    shapes = {key.removeprefix("base_model.model."): info.shape for key, info in header.tensors.items()}
+    modules = {
+        key.removesuffix(".lora_A.weight"): (shapes[key.replace("lora_A", "lora_B")][0], shape[1])
+        for key, shape in shapes.items()
+        if "lora_A" in key
+    }
+    found = plan(read_config(folder / "adapter_config.json"), header, modules)
+    assert {module.name for module in found.modules} == modules.keys()
+
+
+def test_a_missing_tensor_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:
+    del tensors[f"base_model.model.{Q1}.lora_B.weight"]
+    assert f"'base_model.model.{Q1}.lora_B.weight': expected [8, 4], found no such tensor" in refusal(plan_of, tensors)
+
+
+def test_a_tensor_that_the_configuration_does_not_ask_for_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:
+    assert "the configuration does not ask for it" in refusal(plan_of, tensors, layers_to_transform=[0])
+
+
+def test_a_module_that_the_base_model_lacks_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:
+    tensors["base_model.model.layers.0.self_attn.q_proj.lora_A.weight"] = ("F32", [1], bytes(4))
+    assert "the base model has no module 'layers.0.self_attn.q_proj'" in refusal(plan_of, tensors)
+
+
+def test_a_key_that_peft_would_not_write_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:
+    tensors[f"base_model.model.{Q0}.lora_A.default.weight"] = ("F32", [1], bytes(4))
+    tensors["stray"] = ("F32", [1], bytes(4))
+    text = refusal(plan_of, tensors)
+    assert "lora_A.default.weight' [1]: the configuration does not ask for it" in text
+    assert "'stray' [1]: expected a name like" in text
+
+
+@pytest.mark.parametrize("shape", [[8, 4], [4, 7], [3, 8], [32], [4, 8, 1]])
+def test_a_wrong_shape_is_refused_with_both(plan_of: PlanOf, tensors: Tensors, shape: list[int]) -> None:
+    count = 4
+    for size in shape:
+        count *= size
+    tensors[f"base_model.model.{Q0}.lora_A.weight"] = ("F32", shape, bytes(count))
+    assert f"expected [4, 8], found {shape}" in refusal(plan_of, tensors)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("I8", 1), ("F64", 8)])
+def test_a_dtype_that_is_not_served_is_refused(plan_of: PlanOf, tensors: Tensors, dtype: str, size: int) -> None:
+    tensors[f"base_model.model.{Q0}.lora_A.weight"] = (dtype, [4, 8], bytes(32 * size))
+    assert f"expected one of BF16, F16, F32, found {dtype}" in refusal(plan_of, tensors)
+
+
+def test_a_rank_over_the_limit_is_refused(plan_of: PlanOf, tiny_modules: Modules, lora_tensors: Any) -> None:
+    tensors = lora_tensors(tiny_modules, {Q0: 513, Q1: 513})
+    assert "expected a rank of at most 512, found 513" in refusal(plan_of, tensors, r=513)
+
+
+def test_a_scale_that_is_no_number_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:
+    assert "alpha" in refusal(plan_of, tensors, lora_alpha=1e39)
+
+
+@pytest.mark.parametrize(
+    ("key", "feature"),
+    [
+        (f"base_model.model.{Q0}.lora_magnitude_vector", "DoRA"),
+        (f"base_model.model.{Q0}.lora_B.bias", "a bias on lora_B"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "LoRA on an embedding"),
+        ("base_model.model.lm_head.base_layer.weight", "a copy of the base model's weights"),
+        ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trained tokens"),
+        (f"base_model.model.{Q0}.lora_diag", "KaSA"),
+        (f"base_model.model.{Q0}.lora_E", "AdaLoRA"),
+    ],
+)
+def test_a_tensor_of_a_feature_that_is_not_served_is_refused_by_name(
+    plan_of: PlanOf, tensors: Tensors, key: str, feature: str
+) -> None:
+    tensors[key] = ("F32", [1], bytes(4))
+    assert feature in refusal(plan_of, tensors)
+
+
+def test_lora_on_the_head_or_the_embedding_is_refused(
+    plan_of: PlanOf, tiny_modules: Modules, tensors: Tensors, lora_tensors: Any
+) -> None:
+    tensors |= lora_tensors(tiny_modules, {"lm_head": 4})
+    text = refusal(plan_of, tensors, target_modules=["q_proj", "lm_head"])
+    assert "module lm_head: LoRA on embeddings and output heads is not served" in text
+
+
+def test_a_target_that_matches_nothing_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:
+    text = refusal(plan_of, tensors, target_modules=["query"])
+    assert "found none that matches" in text
+
+
+def test_targets_without_a_match_beside_others_are_harmless_as_in_peft(plan_of: PlanOf, tensors: Tensors) -> None:
+    assert len(plan_of(tensors, target_modules=["q_proj", "query_key_value"]).modules) == 2
+
+
+def test_an_empty_file_is_refused(plan_of: PlanOf) -> None:
+    assert "found no such tensor" in refusal(plan_of, {})
+
+
+def test_many_reasons_are_cut_and_counted(plan_of: PlanOf, tensors: Tensors) -> None:
+    tensors |= {f"stray{i}": ("F32", [1], bytes(4)) for i in range(50)}
+    text = refusal(plan_of, tensors)
+    assert text.count("\n") == 11
+    assert text.endswith("and 39 more")
