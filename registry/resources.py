@@ -222,9 +222,10 @@ class SnapshotItem:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotEnd:
-    """A message of a watch: the snapshot is complete and holds at this revision."""
+    """A message of a watch: the snapshot is complete and holds at this revision of this store."""
 
     revision: int
+    store_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
