@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.engine.sequence import Sampled
+
 TOP_P_CANDIDATES = 1024  # tokens looked at before the whole vocabulary is sorted; they hold top_p of most answers
 UINT64 = (1 << 64) - 1
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2**64 / phi, the increment of SplitMix64
@@ -36,15 +38,6 @@ class RowSampling:
     seed: int = 0
     position: int = 0
     logprobs: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One row's token, its log-probability if asked for, and (token id, log-probability) pairs, most likely first."""
-
-    token_id: int
-    logprob: float | None = None
-    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:

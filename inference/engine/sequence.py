@@ -60,7 +60,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The token chosen for a chunk that samples; log-probabilities as in request.Token."""
+    """The token chosen for a chunk, its log-probability if asked for, and alternatives as in request.Token."""
 
     token_id: int
     logprob: float | None = None

@@ -59,6 +59,11 @@ class Slots:
     def used_bytes(self) -> int:
         return self._extents.capacity_bytes - self._extents.free_bytes
 
+    @property
+    def largest_hole_bytes(self) -> int:
+        """The most bytes that can be reserved without an eviction."""
+        return self._extents.largest_hole_bytes
+
     def find(self, digest: str) -> Slot | None:
         """The slot of a digest, loaded or loading."""
         return self._slots.get(digest)
@@ -100,9 +105,10 @@ class Slots:
         self._drop(slot)
 
     def lease(self, slot: Slot) -> None:
-        """Keeps a loaded slot from being evicted until it is released."""
+        """Keeps a loaded slot from being evicted until it is released; it is wanted again if it was retired."""
         assert slot.is_loaded, f"slot {slot.index} is not loaded yet"
         slot.leases += 1
+        slot.is_retired = False
         self._slots.move_to_end(slot.digest)
 
     def release(self, slot: Slot) -> bool:

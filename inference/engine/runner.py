@@ -1,0 +1,70 @@
+"""Computes a step: chunks to tensors, through the model, to tokens. Knows tensors; decides nothing."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from inference.engine.batch import Batch, build_batch
+from inference.engine.engine import RequestsFailed
+from inference.engine.kv_cache import KVCache
+from inference.engine.sequence import Chunk, Sampled
+from inference.lora.bank import Bank
+from inference.sampling import RowSampling, sample
+
+
+class Model(Protocol):
+    """A decoder: float32 logits [B_sampled, V] of the rows that a batch asks for."""
+
+    def forward(self, batch: Batch, kv: KVCache) -> Tensor: ...
+
+
+class Runner:
+    """One model, its KV cache and its adapters. Called from one thread."""
+
+    def __init__(self, model: Model, kv_cache: KVCache, bank: Bank) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._bank = bank
+
+    @torch.inference_mode()
+    def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+        """One entry for each chunk that samples, in order; None where the logits are not finite numbers.
+
+        Raises RequestsFailed for requests whose slot does not hold the weights that they name; nothing is computed.
+        """
+        self._check_owners(chunks)
+        uses = [(chunk.length, [(use.slot, use.weight) for use in chunk.sequence.request.uses]) for chunk in chunks]
+        batch = build_batch(chunks, block_size=self._kv_cache.block_size, lora=self._bank.lora_batch(uses))
+        logits = self._model.forward(batch, self._kv_cache)
+        return sample(logits, [_row(chunk) for chunk in chunks if chunk.samples])
+
+    def _check_owners(self, chunks: list[Chunk]) -> None:
+        owners = self._bank.owners
+        wrong = [
+            (chunk.sequence.request.id, use, owners[use.slot])
+            for chunk in chunks
+            for use in chunk.sequence.request.uses
+            if owners[use.slot] != use.digest
+        ]
+        if wrong:
+            _, use, owner = wrong[0]
+            raise RequestsFailed(
+                f"slot {use.slot}: expected the weights of {use.digest}, found those of {owner}",
+                request_ids=list({request_id: None for request_id, _, _ in wrong}),
+            )
+
+
+def _row(chunk: Chunk) -> RowSampling:
+    params = chunk.sequence.request.sampling
+    return RowSampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        seed=params.seed,
+        position=chunk.sequence.num_outputs,
+        logprobs=params.logprobs,
+    )

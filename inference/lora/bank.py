@@ -1,0 +1,168 @@
+"""The memory of adapters: one flat arena, the tables that say where each slot's weights lie, and who owns each slot.
+
+    arena    [elements] ............|A A A B B B|.........|A B|......     extents, given out by slots.Slots
+    tables   per site: a_start [N], ranks [N, P], b_start [N, P], scales [N, P]     views of four flat tensors
+    owners   [N] digest or None
+
+Knows no policy: it writes where it is told. A slot is written while nobody uses it and published afterwards, so the
+engine reads the tables while other slots change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import kernels
+from inference.lora.extents import Extent
+from inference.lora.slots import MAX_SLOTS
+from inference.lora.weights import Layout
+from inference.models.sites import SiteShape
+from kernels.segments import Segments, group_entries
+from kernels.site import Site
+
+
+class Bank:
+    """Room for adapters over the sites of one model, in the model's dtype."""
+
+    def __init__(
+        self,
+        sites: Sequence[SiteShape],
+        *,
+        capacity_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        max_slots: int = MAX_SLOTS,
+    ) -> None:
+        self.dtype = dtype
+        self.owners: list[str | None] = [None] * max_slots
+        """The digest whose weights a slot holds. One reader may be the engine's thread, so it is written last."""
+        self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
+        self._num_slots = max_slots
+        parts = [len(site.parts) for site in sites]
+        self._first_part = np.array([0, *accumulate(parts)], np.int64)
+        num_parts = int(self._first_part[-1])
+        # Zeros that numpy asks from the system take no memory until a slot is written there.
+        self._a_start = _zeros(len(sites) * max_slots, np.int64, device)
+        self._ranks = _zeros(num_parts * max_slots, np.int32, device)
+        self._b_start = _zeros(num_parts * max_slots, np.int64, device)
+        self._scales = _zeros(num_parts * max_slots, np.float32, device)
+        self._rank_sums = np.zeros((max_slots, len(sites)), np.int32)  # of a slot's parts at a site
+        # A slot's entry in the flat tables, less what depends on the slot: see _places.
+        self._site_places = np.arange(len(sites)) * max_slots
+        self._part_widths = np.repeat(parts, parts)
+        within = np.arange(num_parts) - np.repeat(self._first_part[:-1], parts)
+        self._part_places = np.repeat(self._first_part[:-1], parts) * max_slots + within
+        self._sites = tuple(self._view(site, index) for index, site in enumerate(sites))
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self._arena.numel() * self._arena.itemsize
+
+    def write(self, slot: int, extent: Extent, slab: Tensor, layout: Layout) -> None:
+        """Copies a slab to its bytes and fills the slot's tables. Nobody may be using the slot or the bytes.
+
+        Shapes: slab [num_elements] in the bank's dtype, on the CPU. Mutates: arena, tables.
+        """
+        assert self.owners[slot] is None, f"expected a slot without owner, found {self.owners[slot]} in {slot}"
+        assert slab.dtype == self.dtype, f"expected a slab in {self.dtype}, found {slab.dtype}"
+        assert slab.numel() * slab.itemsize <= extent.num_bytes, "the slab is larger than its extent"
+        begin = extent.begin // self._arena.itemsize
+        _copy(slab, self._arena[begin : begin + slab.numel()])
+        by_part = torch.from_numpy(self._part_places + slot * self._part_widths)
+        self._a_start[torch.from_numpy(self._site_places + slot)] = torch.from_numpy(layout.a_start + begin)
+        self._ranks[by_part] = torch.from_numpy(layout.ranks)
+        self._b_start[by_part] = torch.from_numpy(layout.b_start + begin)
+        self._scales[by_part] = torch.from_numpy(layout.scales)
+        self._rank_sums[slot] = np.add.reduceat(layout.ranks, self._first_part[:-1])
+
+    def publish(self, slot: int, digest: str) -> None:
+        """From here on the slot may be used, by requests for this digest."""
+        self.owners[slot] = digest
+
+    def disown(self, slot: int) -> None:
+        """From here on no request may use the slot."""
+        self.owners[slot] = None
+
+    def lora_batch(self, chunks: Sequence[tuple[int, Sequence[tuple[int, float]]]]) -> LoraStep | None:
+        """What a step adds to the base model; made once and used at every site.
+
+        `chunks` are the batch's rows in order: so many rows, each with these (slot, weight) pairs. None when no row
+        uses a slot.
+        """
+        uses = [(slot, weight, index) for index, (_, pairs) in enumerate(chunks) for slot, weight in pairs]
+        if not uses:
+            return None
+        slots, weights, chunk = (np.array(column) for column in zip(*uses, strict=True))
+        lengths = np.fromiter((length for length, _ in chunks), np.int32, count=len(chunks))
+        first_row = np.cumsum(lengths) - lengths
+        counts = lengths[chunk]
+        total = int(counts.sum())
+        within = np.arange(total, dtype=np.int32) - np.repeat(np.cumsum(counts) - counts, counts)
+        segments = group_entries(
+            (np.repeat(first_row[chunk], counts) + within).astype(np.int32),
+            np.repeat(slots, counts).astype(np.int32),
+            np.repeat(weights, counts).astype(np.float32),
+            device=self._arena.device,
+        )
+        assert segments is not None
+        max_ranks: list[int] = self._rank_sums[slots].max(axis=0).tolist()
+        return LoraStep(self._arena, self._sites, segments, max_ranks)
+
+    def _view(self, shape: SiteShape, index: int) -> Site:
+        """One site's tables, as parts of the flat ones."""
+        n, parts = self._num_slots, len(shape.parts)
+        first = int(self._first_part[index]) * n
+        by_part = slice(first, first + n * parts)
+        return Site(
+            in_features=shape.in_features,
+            columns=shape.columns,
+            a_start=self._a_start[index * n : (index + 1) * n],
+            ranks=self._ranks[by_part].view(n, parts),
+            b_start=self._b_start[by_part].view(n, parts),
+            scales=self._scales[by_part].view(n, parts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoraStep:
+    """The adapters of one step's rows; the LoraBatch that models ask at each site.
+
+    max_ranks: for each site the largest sum of ranks among the slots of the step, 0 where none of them acts.
+    """
+
+    arena: Tensor
+    sites: tuple[Site, ...]
+    segments: Segments
+    max_ranks: list[int]
+
+    def add(self, site_index: int, x: Tensor, y: Tensor) -> None:
+        """y [T, D_out] += each row's adapters applied to x [T, D_in]. Mutates: y."""
+        max_rank = self.max_ranks[site_index]
+        if max_rank > 0:
+            site = self.sites[site_index]
+            s = kernels.shrink(x, self.arena, site, self.segments, max_rank=max_rank)
+            kernels.expand(s, self.arena, site, self.segments, y)
+
+
+def _zeros(size: int, dtype: type[np.generic], device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.zeros(size, dtype)).to(device)
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """On the CPU by numpy, which stays on this thread: see lora.weights."""
+    if target.device.type == "cpu":
+        _bytes(target)[:] = _bytes(source)
+    else:
+        target.copy_(source)
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = tensor.view(torch.uint8).numpy()
+    return array
