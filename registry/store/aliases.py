@@ -1,0 +1,294 @@
+"""Aliases in the database: promote, roll back, history, and what a reference means now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Select, delete, insert, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from adapter.names import Reference
+from registry.documents import decode, encode
+from registry.errors import (
+    AliasMoved,
+    AliasNotFound,
+    NoEarlierTarget,
+    VersionNotFound,
+    VersionRejected,
+    VersionRetired,
+    WrongBaseModel,
+)
+from registry.models import AliasChangeRow, AliasRow, AliasTargetRow, RegistryHead, VersionRow
+from registry.resources import AdapterVersion, Alias, AliasChange, AliasChanged, AliasTarget, VersionState
+from registry.store.adapters import get_adapter
+from registry.store.database import Call, Database, Write
+from registry.store.paging import Page, PageRequest, make_page
+from registry.store.rows import aliases_of, select_aliases, select_versions, version_of
+from registry.store.versions import get_version
+
+
+@dataclass(frozen=True, slots=True)
+class MovedAlias:
+    """An alias after a call; `changed` is false when it already pointed there, `before` empty when it was not there."""
+
+    alias: Alias
+    before: tuple[AliasTarget, ...]
+    revision: int
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedVersion:
+    """What a reference means, and the revision at which this holds."""
+
+    version: AdapterVersion
+    revision: int
+
+
+class Aliases:
+    """The aliases of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def promote(
+        self,
+        call: Call,
+        adapter: str,
+        number: int,
+        *,
+        alias: str,
+        expected_version: int | None = None,
+        message: str = "",
+        dry_run: bool = False,
+    ) -> MovedAlias:
+        """Moves an alias to a version. `expected_version` 0 means that the alias must not exist, None no condition.
+
+        Raises AdapterNotFound, VersionNotFound, VersionRetired, VersionRejected and AliasMoved. With `dry_run` the
+        alias comes as it would be, with revision 0.
+        """
+
+        async def body(write: Write) -> MovedAlias:
+            head = write.head
+            version = await get_version(write.session, adapter, number)
+            check_promotable(version)
+            current = await _find_alias(write.session, adapter, alias)
+            _check_expected(adapter, alias, current, expected_version)
+            target = (AliasTarget(number, version.digest),)
+            if current is not None and current.targets == target:
+                return MovedAlias(current, current.targets, head, changed=False)
+            moved = await _move(write, current, (version,), alias=alias, message=message)
+            if dry_run:
+                return MovedAlias(
+                    Alias(adapter, alias, target, moved.alias.protected), moved.before, head, changed=True
+                )
+            return moved
+
+        return await self._database.write(call, MovedAlias, body, dry_run=dry_run)
+
+    async def rollback(
+        self, call: Call, adapter: str, *, alias: str, expected_version: int | None = None, message: str = ""
+    ) -> MovedAlias:
+        """Moves an alias back to what it pointed at before its last change.
+
+        Raises AliasNotFound, AliasMoved, NoEarlierTarget and VersionRetired.
+        """
+
+        async def body(write: Write) -> MovedAlias:
+            await get_adapter(write.session, adapter)
+            current = await _find_alias(write.session, adapter, alias)
+            if current is None:
+                raise alias_not_found(adapter, alias)
+            _check_expected(adapter, alias, current, expected_version)
+            last = await write.session.scalar(
+                select(AliasChangeRow)
+                .where(AliasChangeRow.adapter == adapter, AliasChangeRow.alias == alias)
+                .order_by(AliasChangeRow.revision.desc())
+                .limit(1)
+            )
+            if last is None or not last.before:
+                raise NoEarlierTarget(f"{adapter}@{alias} never pointed at anything but {_shown(current)}")
+            numbers = [decode(AliasTarget, one).version for one in last.before]
+            versions = tuple([await get_version(write.session, adapter, number) for number in numbers])
+            for version in versions:
+                check_promotable(version)
+            return await _move(write, current, versions, alias=alias, message=message)
+
+        return await self._database.write(call, MovedAlias, body)
+
+    async def history(self, adapter: str, alias: str, request: PageRequest) -> Page[AliasChange]:
+        """An alias's changes, newest first. Raises AdapterNotFound and AliasNotFound."""
+        listing = f"changes of {adapter}@{alias}"
+        before = request.after(listing, int)
+        query = (
+            select(AliasChangeRow)
+            .where(AliasChangeRow.adapter == adapter, AliasChangeRow.alias == alias)
+            .order_by(AliasChangeRow.revision.desc())
+            .limit(request.limit + 1)
+        )
+        if before is not None:
+            query = query.where(AliasChangeRow.revision < before)
+        async with self._database.read() as session:
+            await get_adapter(session, adapter)
+            if await session.get(AliasRow, (adapter, alias)) is None:
+                raise alias_not_found(adapter, alias)
+            found = [
+                AliasChange(
+                    revision=row.revision,
+                    before=decode(tuple[AliasTarget, ...], row.before),
+                    after=decode(tuple[AliasTarget, ...], row.after),
+                    actor=row.actor,
+                    time=row.time,
+                    message=row.message,
+                )
+                for row in await session.scalars(query)
+            ]
+        return make_page(request, listing, found, lambda one: one.revision)
+
+    async def resolve(self, reference: Reference, *, base_model_digest: str = "") -> ResolvedVersion:
+        """The version that a reference means now, for the caller's base model when its digest is given.
+
+        Raises AdapterNotFound, AliasNotFound, VersionNotFound, VersionRetired and WrongBaseModel.
+        """
+        async with self._database.read() as session:
+            rows = (await session.execute(_select_meant(reference))).all()
+            if not rows:
+                raise await _explain_nothing(session, reference)
+            revision: int = rows[0][-1]
+            # A digest may be registered under several names, and for base models that share their shapes.
+            found = [version_of(row[:-1]) for row in rows]
+        served = [one for one in found if base_model_digest in ("", one.base_model_digest)]
+        if not served:
+            raise WrongBaseModel(
+                f"{reference} is for base model {found[0].base_model!r} with digest {found[0].base_model_digest}, "
+                f"not {base_model_digest}",
+                metadata={"base_model": found[0].base_model, "base_model_digest": found[0].base_model_digest},
+            )
+        version = next((one for one in served if one.state != VersionState.RETIRED), served[0])
+        check_promotable(version)
+        return ResolvedVersion(version, revision)
+
+
+def check_promotable(version: AdapterVersion) -> None:
+    """Raises VersionRetired or VersionRejected."""
+    name = f"{version.adapter}:{version.number}"
+    if version.state == VersionState.RETIRED:
+        raise VersionRetired(f"{name} is retired", metadata={"version": name})
+    if version.state == VersionState.REJECTED:
+        raise VersionRejected(f"{name} was refused", reasons=version.rejection_reasons, metadata={"version": name})
+
+
+def alias_not_found(adapter: str, alias: str) -> AliasNotFound:
+    """The error that says how to get the alias."""
+    return AliasNotFound(
+        f"adapter {adapter!r} has no alias {alias!r}; promote a version to it first",
+        metadata={"adapter": adapter, "alias": alias},
+    )
+
+
+async def _find_alias(session: AsyncSession, adapter: str, alias: str) -> Alias | None:
+    rows = await session.execute(select_aliases().where(AliasRow.adapter == adapter, AliasRow.alias == alias))
+    return next(iter(aliases_of(rows)), None)
+
+
+def _check_expected(adapter: str, alias: str, current: Alias | None, expected: int | None) -> None:
+    found = current.targets[0].version if current is not None else 0
+    if expected is not None and found != expected:
+        is_now = f"points at {_shown(current)}" if current is not None else "does not exist"
+        wanted = f"to point at {expected}" if expected else "not to exist"
+        raise AliasMoved(
+            f"expected {adapter}@{alias} {wanted}, but it {is_now}",
+            metadata={"expected_version": str(expected), "actual_version": str(found)},
+        )
+
+
+def _shown(alias: Alias) -> str:
+    return ", ".join(str(target.version) for target in alias.targets)
+
+
+async def _move(
+    write: Write,
+    current: Alias | None,
+    versions: tuple[AdapterVersion, ...],
+    *,
+    alias: str,
+    message: str,
+) -> MovedAlias:
+    """Points the alias at the versions, with its history, event and audit entry."""
+    adapter = versions[0].adapter
+    before = current.targets if current is not None else ()
+    after = tuple(AliasTarget(version.number, version.digest) for version in versions)
+    assert len(after) == 1, "splits are not written by this release"
+    revision = await write.advance()
+    key = {"adapter": adapter, "alias": alias}
+    stamp = {"revision": revision.number, "update_time": revision.time}
+    await write.session.execute(
+        upsert(AliasRow).values(**key, **stamp).on_conflict_do_update(constraint="pk_aliases", set_=stamp)
+    )
+    await write.session.execute(
+        delete(AliasTargetRow).where(AliasTargetRow.adapter == adapter, AliasTargetRow.alias == alias)
+    )
+    await write.session.execute(
+        insert(AliasTargetRow),
+        [{**key, "version": one.version, "weight": one.weight, "shadow": one.shadow} for one in after],
+    )
+    await write.session.execute(
+        insert(AliasChangeRow).values(
+            **key,
+            revision=revision.number,
+            before=encode(before),
+            after=encode(after),
+            actor=write.call.actor,
+            time=revision.time,
+            message=message,
+        )
+    )
+    moved = await _find_alias(write.session, adapter, alias)
+    assert moved is not None
+    pointed_at = tuple([await get_version(write.session, adapter, target.version) for target in moved.targets])
+    await write.record(
+        revision,
+        [AliasChanged(moved, pointed_at)],
+        base_model=versions[0].base_model,
+        resource=f"{adapter}@{alias}",
+        adapter=adapter,
+        before=before or None,
+        after=after,
+        message=message,
+    )
+    return MovedAlias(moved, before, revision.number, changed=True)
+
+
+def _select_meant(reference: Reference) -> Select[Any]:
+    """The versions that a reference may mean, the preferred one first, each with the store's revision."""
+    query = select_versions().add_columns(select(RegistryHead.revision).scalar_subquery())
+    if reference.digest is not None:
+        return query.where(VersionRow.digest == reference.digest).order_by(VersionRow.revision)
+    query = query.where(VersionRow.adapter == reference.name)
+    if reference.number is not None:
+        return query.where(VersionRow.number == reference.number)
+    return (
+        query.join(
+            AliasTargetRow,
+            (AliasTargetRow.adapter == VersionRow.adapter) & (AliasTargetRow.version == VersionRow.number),
+        )
+        .where(AliasTargetRow.alias == reference.alias, AliasTargetRow.shadow.is_(False))
+        .order_by(AliasTargetRow.weight.desc(), AliasTargetRow.version)
+        .limit(1)
+    )
+
+
+async def _explain_nothing(session: AsyncSession, reference: Reference) -> Exception:
+    """Why a reference means nothing. Raises AdapterNotFound when there is not even the adapter."""
+    if reference.digest is not None:
+        return VersionNotFound(f"no version with digest {reference.digest}")
+    assert reference.name is not None
+    row = await get_adapter(session, reference.name)
+    if reference.alias is not None:
+        return alias_not_found(reference.name, reference.alias)
+    return VersionNotFound(
+        f"no version {reference}; the newest is {row.name}:{row.latest_version}",
+        metadata={"adapter": row.name, "version": str(reference.number)},
+    )

@@ -1,0 +1,121 @@
+"""Base models in the database: create once, read, list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from sqlalchemy import insert, select
+
+from registry.documents import encode
+from registry.errors import BaseModelExists, BaseModelNotFound
+from registry.models import BaseModelParentRow, BaseModelRow
+from registry.resources import BaseModel, BaseModelCreated
+from registry.store.database import Call, Database, Write
+from registry.store.paging import Page, PageRequest, make_page
+from registry.store.rows import load_base_models, modules_of
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedBaseModel:
+    """The base model as stored; `created` is false when it was already there."""
+
+    base_model: BaseModel
+    revision: int
+    created: bool
+
+
+class BaseModels:
+    """The base models of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, call: Call, base_model: BaseModel) -> CreatedBaseModel:
+        """Adds it, or returns the one under the same name and digest. Raises BaseModelExists."""
+
+        async def body(write: Write) -> CreatedBaseModel:
+            found = await write.session.get(BaseModelRow, base_model.name)
+            if found is not None:
+                if found.digest != base_model.digest:
+                    raise BaseModelExists(
+                        f"base model {base_model.name!r} exists with digest {found.digest}, not {base_model.digest}; "
+                        "take another name"
+                    )
+                stored = (await load_base_models(write.session, [found]))[0]
+                modules = await write.session.scalar(
+                    select(BaseModelRow.modules).where(BaseModelRow.name == base_model.name)
+                )
+                return CreatedBaseModel(replace(stored, modules=modules_of(modules)), write.head, created=False)
+            revision = await write.advance()
+            stored = replace(base_model, create_time=revision.time)
+            await write.session.execute(
+                insert(BaseModelRow).values(
+                    name=stored.name,
+                    digest=stored.digest,
+                    config_digest=stored.config_digest,
+                    weights_digest=stored.weights_digest,
+                    tokenizer_digest=stored.tokenizer_digest,
+                    architecture=stored.architecture,
+                    manifest=encode(stored.manifest),
+                    modules=[[module.name, module.out_features, module.in_features] for module in stored.modules],
+                    create_time=revision.time,
+                    revision=revision.number,
+                )
+            )
+            if stored.parents:
+                await write.session.execute(
+                    insert(BaseModelParentRow),
+                    [
+                        {
+                            "child": stored.name,
+                            "ordinal": ordinal,
+                            "parent": parent.base_model,
+                            "relation": parent.relation.value,
+                            "adapter_version": parent.adapter_version,
+                        }
+                        for ordinal, parent in enumerate(stored.parents)
+                    ],
+                )
+            brief = replace(stored, modules=())
+            await write.record(
+                revision,
+                [BaseModelCreated(brief)],
+                base_model=stored.name,
+                resource=stored.name,
+                before=None,
+                after=brief,
+            )
+            return CreatedBaseModel(stored, revision.number, created=True)
+
+        return await self._database.write(call, CreatedBaseModel, body)
+
+    async def get(self, name: str) -> BaseModel:
+        """One base model with its modules. Raises BaseModelNotFound."""
+        async with self._database.read() as session:
+            row = (
+                await session.execute(select(BaseModelRow, BaseModelRow.modules).where(BaseModelRow.name == name))
+            ).one_or_none()
+            if row is None:
+                raise BaseModelNotFound(f"no base model {name!r}; add it first")
+            found = (await load_base_models(session, [row[0]]))[0]
+            return replace(found, modules=modules_of(row[1]))
+
+    async def shapes(self, name: str) -> Mapping[str, tuple[int, int]]:
+        """The modules of a base model by name, (out_features, in_features). Raises BaseModelNotFound."""
+        async with self._database.read() as session:
+            modules = await session.scalar(select(BaseModelRow.modules).where(BaseModelRow.name == name))
+        if modules is None:
+            raise BaseModelNotFound(f"no base model {name!r}; add it first")
+        return {module.name: (module.out_features, module.in_features) for module in modules_of(modules)}
+
+    async def list(self, request: PageRequest) -> Page[BaseModel]:
+        """Base models by name, without their modules."""
+        listing = "base_models"
+        after = request.after(listing, str)
+        query = select(BaseModelRow).order_by(BaseModelRow.name).limit(request.limit + 1)
+        if after is not None:
+            query = query.where(BaseModelRow.name > after)
+        async with self._database.read() as session:
+            found = await load_base_models(session, list((await session.scalars(query)).all()))
+        return make_page(request, listing, found, lambda one: one.name)

@@ -1,0 +1,274 @@
+"""Versions in the database: register, read, list, retire and bring back. The artifact was checked before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from adapter.manifest import Manifest
+from adapter.names import Reference
+from registry.documents import encode
+from registry.errors import (
+    BaseModelNotFound,
+    VersionInUse,
+    VersionNotFound,
+    VersionNotRetired,
+    WrongBaseModel,
+)
+from registry.models import AdapterRow, BaseModelRow, VersionRow
+from registry.resources import (
+    AdapterVersion,
+    Provenance,
+    VersionRegistered,
+    VersionRetired,
+    VersionState,
+    VersionUnretired,
+)
+from registry.store.adapters import get_adapter
+from registry.store.database import Call, Database, Revision, Write
+from registry.store.paging import Page, PageRequest, make_page
+from registry.store.rows import select_versions, version_of
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A checked artifact that is to become a version."""
+
+    adapter: str
+    base_model: str
+    manifest: Manifest
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    features: tuple[str, ...]
+    parent: str = ""
+    provenance: Provenance = field(default_factory=Provenance)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredVersion:
+    """The version as stored; `created` is false when the same digest was already there."""
+
+    version: AdapterVersion
+    revision: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedVersion:
+    """The version after a change of its state."""
+
+    version: AdapterVersion
+    revision: int
+
+
+class Versions:
+    """The versions of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def register(self, call: Call, new: NewVersion, *, dry_run: bool = False) -> RegisteredVersion:
+        """Commits the next version, or returns the one with the same digest. With `dry_run` as it would be, number 0.
+
+        Raises BaseModelNotFound, WrongBaseModel and VersionNotFound for the parent.
+        """
+
+        async def body(write: Write) -> RegisteredVersion:
+            before = write.head
+            if await write.session.get(BaseModelRow, new.base_model) is None:
+                raise BaseModelNotFound(f"no base model {new.base_model!r}; add it first")
+            adapter = await write.session.get(AdapterRow, new.adapter)
+            if adapter is not None:
+                check_base_model(adapter, new.base_model)
+                kept = await write.session.scalar(
+                    select(VersionRow.number).where(
+                        VersionRow.adapter == new.adapter, VersionRow.digest == new.manifest.digest
+                    )
+                )
+                if kept is not None:
+                    return RegisteredVersion(
+                        await get_version(write.session, new.adapter, kept), write.head, created=False
+                    )
+            revision = await write.advance()
+            number = await _next_number(write.session, new, revision)
+            await _insert_version(write.session, new, number, revision)
+            version = await get_version(write.session, new.adapter, number)
+            await write.record(
+                revision,
+                [VersionRegistered(version)],
+                base_model=new.base_model,
+                resource=f"{new.adapter}:{number}",
+                adapter=new.adapter,
+                before=None,
+                after=version,
+            )
+            if dry_run:
+                return RegisteredVersion(replace(version, number=0, revision=0, create_time=None), before, created=True)
+            return RegisteredVersion(version, revision.number, created=True)
+
+        return await self._database.write(call, RegisteredVersion, body, dry_run=dry_run)
+
+    async def find(self, adapter: str, base_model: str, digest: str) -> AdapterVersion | None:
+        """The adapter's version with a digest, if there is one. Raises WrongBaseModel."""
+        async with self._database.read() as session:
+            row = await session.get(AdapterRow, adapter)
+            if row is None:
+                return None
+            check_base_model(row, base_model)
+            found = (
+                await session.execute(
+                    select_versions().where(VersionRow.adapter == adapter, VersionRow.digest == digest)
+                )
+            ).one_or_none()
+            return None if found is None else version_of(found)
+
+    async def get(self, adapter: str, number: int) -> AdapterVersion:
+        """One version. Raises AdapterNotFound and VersionNotFound."""
+        async with self._database.read() as session:
+            return await get_version(session, adapter, number)
+
+    async def list(self, adapter: str, request: PageRequest) -> Page[AdapterVersion]:
+        """An adapter's versions, newest first. Raises AdapterNotFound."""
+        listing = f"versions of {adapter}"
+        before = request.after(listing, int)
+        query = (
+            select_versions()
+            .where(VersionRow.adapter == adapter)
+            .order_by(VersionRow.number.desc())
+            .limit(request.limit + 1)
+        )
+        if before is not None:
+            query = query.where(VersionRow.number < before)
+        async with self._database.read() as session:
+            await get_adapter(session, adapter)
+            found = [version_of(row) for row in await session.execute(query)]
+        return make_page(request, listing, found, lambda one: one.number)
+
+    async def retire(
+        self, call: Call, adapter: str, number: int, *, force: bool = False, message: str = ""
+    ) -> ChangedVersion:
+        """Withdraws a version; harmless when it is. Raises VersionInUse unless `force`, and what `get` raises."""
+
+        async def body(write: Write) -> ChangedVersion:
+            version = await get_version(write.session, adapter, number)
+            if version.state == VersionState.RETIRED:
+                return ChangedVersion(version, write.head)
+            if version.aliases and not force:
+                raise VersionInUse(
+                    f"{adapter}:{number} is what {_join(adapter, version.aliases)} points at; promote another version "
+                    "there first, or force it: the alias then resolves to an error",
+                    metadata={"aliases": ",".join(version.aliases)},
+                )
+            retired = await _change_state(write, version, VersionState.RETIRED, message)
+            return ChangedVersion(retired, write.head)
+
+        return await self._database.write(call, ChangedVersion, body)
+
+    async def unretire(self, call: Call, adapter: str, number: int) -> ChangedVersion:
+        """Makes a retired version promotable again. Raises VersionNotRetired, and what `get` raises."""
+
+        async def body(write: Write) -> ChangedVersion:
+            version = await get_version(write.session, adapter, number)
+            if version.state != VersionState.RETIRED:
+                raise VersionNotRetired(f"{adapter}:{number} is {version.state.value}, not retired")
+            # Only what passed the checks was ever committed, so validated is where it comes back to.
+            back = await _change_state(write, version, VersionState.VALIDATED, "")
+            return ChangedVersion(back, write.head)
+
+        return await self._database.write(call, ChangedVersion, body)
+
+
+def check_base_model(adapter: AdapterRow, base_model: str) -> None:
+    """Raises WrongBaseModel when the adapter belongs to another base model."""
+    if adapter.base_model != base_model:
+        raise WrongBaseModel(
+            f"adapter {adapter.name!r} is for base model {adapter.base_model!r}, not {base_model!r}; "
+            "register the version under another name",
+            metadata={"adapter": adapter.name, "base_model": adapter.base_model},
+        )
+
+
+async def get_version(session: AsyncSession, adapter: str, number: int) -> AdapterVersion:
+    """One version as it is in this transaction. Raises AdapterNotFound and VersionNotFound."""
+    found = (
+        await session.execute(select_versions().where(VersionRow.adapter == adapter, VersionRow.number == number))
+    ).one_or_none()
+    if found is None:
+        row = await get_adapter(session, adapter)
+        raise VersionNotFound(
+            f"no version {adapter}:{number}; the newest of {row.latest_version} is {adapter}:{row.latest_version}",
+            metadata={"adapter": adapter, "version": str(number)},
+        )
+    return version_of(found)
+
+
+async def _next_number(session: AsyncSession, new: NewVersion, revision: Revision) -> int:
+    number = await session.scalar(
+        update(AdapterRow)
+        .where(AdapterRow.name == new.adapter)
+        .values(latest_version=AdapterRow.latest_version + 1)
+        .returning(AdapterRow.latest_version)
+    )
+    if number is None:
+        number = 1
+        await session.execute(
+            insert(AdapterRow).values(
+                name=new.adapter, base_model=new.base_model, latest_version=number, create_time=revision.time
+            )
+        )
+    return number
+
+
+async def _insert_version(session: AsyncSession, new: NewVersion, number: int, revision: Revision) -> None:
+    parent = Reference.parse(new.parent) if new.parent else Reference()
+    if parent.name is not None and await session.get(VersionRow, (parent.name, parent.number)) is None:
+        raise VersionNotFound(f"no version {new.parent}, which was given as the parent", field="parent")
+    await session.execute(
+        insert(VersionRow).values(
+            adapter=new.adapter,
+            number=number,
+            digest=new.manifest.digest,
+            manifest=encode(new.manifest),
+            rank=new.rank,
+            alpha=new.alpha,
+            target_modules=list(new.target_modules),
+            features=list(new.features),
+            state=VersionState.VALIDATED.value,
+            rejection_reasons=[],
+            parent_adapter=parent.name,
+            parent_number=parent.number,
+            provenance=encode(new.provenance),
+            size_bytes=new.manifest.size_bytes,
+            create_time=revision.time,
+            revision=revision.number,
+        )
+    )
+
+
+async def _change_state(write: Write, version: AdapterVersion, state: VersionState, message: str) -> AdapterVersion:
+    revision = await write.advance()
+    await write.session.execute(
+        update(VersionRow)
+        .where(VersionRow.adapter == version.adapter, VersionRow.number == version.number)
+        .values(state=state.value)
+    )
+    changed = replace(version, state=state)
+    happening = VersionRetired(changed) if state == VersionState.RETIRED else VersionUnretired(changed)
+    await write.record(
+        revision,
+        [happening],
+        base_model=version.base_model,
+        resource=f"{version.adapter}:{version.number}",
+        adapter=version.adapter,
+        before=version,
+        after=changed,
+        message=message,
+    )
+    return changed
+
+
+def _join(adapter: str, aliases: tuple[str, ...]) -> str:
+    return ", ".join(f"{adapter}@{alias}" for alias in aliases)

@@ -1,0 +1,68 @@
+"""Workers' reports and their leases. They make no revision: what a worker runs is not what the registry decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from registry.documents import decode, encode
+from registry.models import RegistryHead, WorkerRow
+from registry.resources import Worker, WorkerState
+from registry.store.database import Database
+from registry.store.paging import Page, PageRequest, make_page
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersPage:
+    """A page of workers, and the registry's revision at which it was read."""
+
+    page: Page[Worker]
+    revision: int
+
+
+class Workers:
+    """The workers of one database. Postgres's clock decides about leases, so that all replicas agree."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def report(self, worker: Worker, *, lease_s: float) -> int:
+        """Replaces what the worker last said and renews its lease. Returns the registry's revision."""
+        said = {
+            "base_model": worker.base_model,
+            "document": encode(worker),
+            "report_time": func.clock_timestamp(),
+            "lease_end": func.clock_timestamp() + timedelta(seconds=lease_s),
+        }
+        statement = upsert(WorkerRow).values(id=worker.id, **said)
+        async with self._database.edit() as session:
+            await session.execute(statement.on_conflict_do_update(constraint="pk_workers", set_=said))
+            return (await session.scalars(select(RegistryHead.revision))).one()
+
+    async def list(self, request: PageRequest, *, base_model: str = "") -> WorkersPage:
+        """Workers by id, LOST where the lease ran out; of one base model when it is given."""
+        listing = f"workers of {base_model}"
+        after = request.after(listing, str)
+        query = (
+            select(WorkerRow, WorkerRow.lease_end > func.clock_timestamp())
+            .order_by(WorkerRow.id)
+            .limit(request.limit + 1)
+        )
+        if base_model:
+            query = query.where(WorkerRow.base_model == base_model)
+        if after is not None:
+            query = query.where(WorkerRow.id > after)
+        async with self._database.read() as session:
+            revision = (await session.scalars(select(RegistryHead.revision))).one()
+            found = [
+                replace(
+                    decode(Worker, row.document),
+                    state=WorkerState.LIVE if is_live else WorkerState.LOST,
+                    report_time=row.report_time,
+                )
+                for row, is_live in await session.execute(query)
+            ]
+        return WorkersPage(make_page(request, listing, found, lambda one: one.id), revision)
