@@ -1,18 +1,28 @@
 """Ops over tensors: LoRA gathered per row, paged attention, and the small ops around them.
 
 Each op is defined in `kernels.reference`, formula and shapes included, and has one fast path per device behind the same
-signature. Here the device is chosen, and nothing else.
+signature. Here the device is chosen, and nothing else. A CPU compiles its path once: see `kernels.cpu.warm_up`.
 """
 
 from __future__ import annotations
 
-from kernels.reference import attend, expand, rms_norm, rotary, shrink, silu_mul, write_kv
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from kernels.errors import KernelError, UnsupportedDevice, UnsupportedTensor
 from kernels.segments import Segments, group
 from kernels.site import Site
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
+    "KernelError",
     "Segments",
     "Site",
+    "UnsupportedDevice",
+    "UnsupportedTensor",
     "attend",
     "expand",
     "group",
@@ -20,5 +30,81 @@ __all__ = [
     "rotary",
     "shrink",
     "silu_mul",
+    "warm_up",
     "write_kv",
 ]
+
+
+def warm_up(device: str = "cpu") -> None:
+    """Compiles every op for a device, or loads what an earlier process compiled, so that no request waits for it."""
+    _ops(device).warm_up()
+
+
+def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
+    """s[m] = x[rows[m]] · Aᵀ: see `kernels.reference.shrink`."""
+    s: Tensor = _ops(x.device.type).shrink(x, arena, site, segments, max_rank=max_rank)
+    return s
+
+
+def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) -> None:
+    """y[rows[m]] += weight · scale · s[m] · Bᵀ, in place: see `kernels.reference.expand`."""
+    _ops(y.device.type).expand(s, arena, site, segments, y)
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
+    """Scatters keys and values into the cache: see `kernels.reference.write_kv`."""
+    _ops(k.device.type).write_kv(k, v, k_cache, v_cache, index)
+
+
+def attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Causal attention over paged blocks: see `kernels.reference.attend`."""
+    out: Tensor = _ops(q.device.type).attend(
+        q,
+        k_cache,
+        v_cache,
+        query_starts=query_starts,
+        context_lens=context_lens,
+        block_tables=block_tables,
+        scale=scale,
+        window=window,
+    )
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """weight · h / rms(h), where h = residual += x if one is given: see `kernels.reference.rms_norm`."""
+    out: Tensor = _ops(x.device.type).rms_norm(x, weight, eps, residual)
+    return out
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turns q and k by their positions, in place: see `kernels.reference.rotary`."""
+    _ops(q.device.type).rotary(q, k, cos, sin)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up: see `kernels.reference.silu_mul`."""
+    out: Tensor = _ops(gate_up.device.type).silu_mul(gate_up)
+    return out
+
+
+@cache
+def _ops(device: str) -> ModuleType:
+    if device == "cpu":
+        from kernels import cpu  # numba takes half a second to import, and only a CPU needs it
+
+        return cpu
+    raise UnsupportedDevice(
+        f"expected tensors on the device 'cpu', found '{device}': this release has no kernels.{device}; "
+        "run the worker with the device cpu"
+    )

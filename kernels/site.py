@@ -18,12 +18,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The tables of one site over N slots, on the device of the arena; views of the tables that the arena's owner keeps.
+    """One site's tables over N slots, on the arena's device; views of the tables that the arena's owner keeps.
 
     in_features: D_in. columns: P + 1 numbers, where each part begins in the output, the last one is D_out.
-    a_start: int64 [N] and b_start: int64 [N, P], offsets in elements of the arena, multiples of 8 so that every rank
-    row's first load is aligned to 16 bytes. ranks: int32 [N, P]. scales: float32 [N, P], the adapter's own alpha / rank.
-    The tables of a slot that no segment names are never read, nor is the arena beyond a slot's rank rows.
+    a_start: int64 [N] and b_start: int64 [N, P], offsets in elements of the arena, multiples of 8 so that A and each B
+    begin aligned to 16 bytes. ranks: int32 [N, P]. scales: float32 [N, P], the adapter's own alpha / rank. The tables
+    of a slot that no segment names are never read, nor is the arena beyond a slot's rank rows.
     """
 
     in_features: int

@@ -1,0 +1,274 @@
+"""The ops on a CPU: compiled by numba for the machine at hand, in bfloat16 and float32, on torch's own threads.
+
+`warm_up` compiles, or loads, everything at once; without it the first call does. Tensors become addresses here: what
+compiled code would misread (another dtype, a row that is not dense) is refused before. The tables of a site and the
+indices of a batch are trusted, as no one but their owner writes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+from kernels.cpu import attention, lora, rows
+from kernels.cpu.native import NativeFunction, compile_native
+from kernels.errors import UnsupportedTensor
+from kernels.segments import Segments
+from kernels.site import Site
+
+# Multiply-adds to which an element of a small op is as much work as one more multiply-add is little: it streams.
+STREAMED = 4
+
+
+def warm_up() -> None:
+    """Makes every native function ready: half a minute on a new machine, under a second once numba has cached them."""
+    _native()
+
+
+def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
+    """kernels.reference.shrink."""
+    _check_rows("x", x, dtype=arena.dtype, width=site.in_features)
+    s = torch.empty(segments.num_entries, max_rank, dtype=torch.float32)
+    _native()["shrink", x.dtype].run(
+        x.data_ptr(),
+        arena.data_ptr(),
+        s.data_ptr(),
+        segments.rows.data_ptr(),
+        segments.starts.data_ptr(),
+        segments.slots.data_ptr(),
+        site.a_start.data_ptr(),
+        site.ranks.data_ptr(),
+        segments.slots.shape[0],
+        len(site.columns) - 1,
+        site.in_features,
+        x.stride(0),
+        max_rank,
+        work=s.numel() * site.in_features,
+    )
+    return s
+
+
+def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) -> None:
+    """kernels.reference.expand."""
+    _check_rows("y", y, dtype=arena.dtype, width=site.columns[-1])
+    if not segments.is_composed:
+        _run_expand(_native()["expand", arena.dtype], s, arena, site=site, segments=segments, y=y)
+    elif y.dtype == torch.float32:
+        _run_expand(_native()["compose", arena.dtype], s, arena, site=site, segments=segments, y=y)
+    else:
+        total = y.float()
+        _run_expand(_native()["compose", arena.dtype], s, arena, site=site, segments=segments, y=total)
+        touched = segments.rows.long()
+        y[touched] = total[touched].to(y.dtype)
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
+    """kernels.reference.write_kv."""
+    width = k_cache.shape[2] * k_cache.shape[3]
+    per_word = 8 // k.element_size()
+    if (width | k.stride(0) | v.stride(0)) % per_word:
+        reference.write_kv(k, v, k_cache, v_cache, index)
+        return
+    _check_heads("k", k, k_cache)
+    _check_heads("v", v, v_cache)
+    _native()["write_kv", None].run(
+        k.data_ptr(),
+        v.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        index.data_ptr(),
+        k.shape[0],
+        width // per_word,
+        k.stride(0) // per_word,
+        v.stride(0) // per_word,
+        work=k.shape[0] * width * STREAMED,
+    )
+
+
+def attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    block_tables: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """kernels.reference.attend, which also serves the head sizes that are no multiple of 16."""
+    num_rows, num_heads, size = q.shape
+    if size % 16:
+        return reference.attend(
+            q,
+            k_cache,
+            v_cache,
+            query_starts=query_starts,
+            context_lens=context_lens,
+            block_tables=block_tables,
+            scale=scale,
+            window=window,
+        )
+    _check_heads("q", q, k_cache)
+    out = torch.empty(num_rows, num_heads, size, dtype=q.dtype)
+    _native()["attend", q.dtype].run(
+        q.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        out.data_ptr(),
+        query_starts.data_ptr(),
+        context_lens.data_ptr(),
+        block_tables.data_ptr(),
+        context_lens.shape[0],
+        block_tables.stride(0),
+        k_cache.shape[1],
+        num_heads,
+        k_cache.shape[2],
+        size,
+        q.stride(0),
+        window or 0,
+        scale,
+        work=2 * out.numel() * block_tables.shape[1] * k_cache.shape[1],
+    )
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
+    """kernels.reference.rms_norm."""
+    num_rows, width = x.shape
+    _check_rows("x", x, dtype=weight.dtype, width=weight.shape[0])
+    if residual is not None:
+        _check_rows("residual", residual, dtype=x.dtype, width=width)
+    out = torch.empty(num_rows, width, dtype=x.dtype)
+    _native()["rms_norm", x.dtype].run(
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        out.data_ptr(),
+        num_rows,
+        width,
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        eps,
+        work=num_rows * width * STREAMED,
+    )
+    return out
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """kernels.reference.rotary."""
+    num_rows, num_heads, size = q.shape
+    half = cos.shape[1]
+    _check_rows("cos", cos, dtype=torch.float32, width=half)
+    _check_rows("sin", sin, dtype=torch.float32, width=half)
+    if cos.stride(0) != half or sin.stride(0) != half or cos.shape != sin.shape or 2 * half > size:
+        raise UnsupportedTensor(f"expected dense cos and sin of at most {size // 2} columns, found {half}")
+    if q.stride()[1:] != (size, 1) or k.stride()[1:] != (size, 1) or q.dtype != k.dtype:
+        raise UnsupportedTensor(f"expected dense heads of one dtype and size, found {q.shape} and {k.shape}")
+    _native()["rotary", q.dtype].run(
+        q.data_ptr(),
+        k.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        num_rows,
+        num_heads,
+        k.shape[1],
+        size,
+        half,
+        q.stride(0),
+        k.stride(0),
+        work=num_rows * (num_heads + k.shape[1]) * size * STREAMED,
+    )
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """kernels.reference.silu_mul."""
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    _check_rows("gate_up", gate_up, dtype=gate_up.dtype, width=2 * width)
+    out = torch.empty(num_rows, width, dtype=gate_up.dtype)
+    _native()["silu_mul", gate_up.dtype].run(
+        gate_up.data_ptr(),
+        out.data_ptr(),
+        num_rows,
+        width,
+        gate_up.stride(0),
+        work=num_rows * width * STREAMED,
+    )
+    return out
+
+
+def _run_expand(native: NativeFunction, s: Tensor, arena: Tensor, *, site: Site, segments: Segments, y: Tensor) -> None:
+    native.run(
+        arena.data_ptr(),
+        y.data_ptr(),
+        s.data_ptr(),
+        segments.rows.data_ptr(),
+        segments.weights.data_ptr(),
+        segments.starts.data_ptr(),
+        segments.slots.data_ptr(),
+        site.b_start.data_ptr(),
+        site.ranks.data_ptr(),
+        site.scales.data_ptr(),
+        ctypes.addressof(_words(site.columns)),
+        segments.slots.shape[0],
+        len(site.columns) - 1,
+        y.stride(0),
+        s.stride(0),
+        work=s.numel() * site.columns[-1],
+    )
+
+
+@cache
+def _native() -> Mapping[tuple[str, torch.dtype | None], NativeFunction]:
+    bf16, f32 = torch.bfloat16, torch.float32
+    return MappingProxyType(
+        {
+            ("shrink", bf16): compile_native(lora.shrink_bf16, words=lora.SHRINK_WORDS),
+            ("shrink", f32): compile_native(lora.shrink_f32, words=lora.SHRINK_WORDS),
+            ("expand", bf16): compile_native(lora.expand_bf16, words=lora.EXPAND_WORDS),
+            ("expand", f32): compile_native(lora.expand_f32, words=lora.EXPAND_WORDS),
+            ("compose", bf16): compile_native(lora.compose_bf16, words=lora.EXPAND_WORDS),
+            ("compose", f32): compile_native(lora.compose_f32, words=lora.EXPAND_WORDS),
+            ("write_kv", None): compile_native(attention.write_kv, words=attention.WRITE_KV_WORDS),
+            ("attend", bf16): compile_native(attention.attend_bf16, words=attention.ATTEND_WORDS),
+            ("attend", f32): compile_native(attention.attend_f32, words=attention.ATTEND_WORDS),
+            ("rms_norm", bf16): compile_native(rows.rms_norm_bf16, words=rows.RMS_NORM_WORDS),
+            ("rms_norm", f32): compile_native(rows.rms_norm_f32, words=rows.RMS_NORM_WORDS),
+            ("rotary", bf16): compile_native(rows.rotary_bf16, words=rows.ROTARY_WORDS),
+            ("rotary", f32): compile_native(rows.rotary_f32, words=rows.ROTARY_WORDS),
+            ("silu_mul", bf16): compile_native(rows.silu_mul_bf16, words=rows.SILU_MUL_WORDS),
+            ("silu_mul", f32): compile_native(rows.silu_mul_f32, words=rows.SILU_MUL_WORDS),
+        }
+    )
+
+
+@cache
+def _words(numbers: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    """Numbers where compiled code can read them, kept for the life of the process: a site's columns never change."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def _check_rows(name: str, tensor: Tensor, *, dtype: torch.dtype, width: int) -> None:
+    if tensor.dtype != dtype or tensor.shape[1] != width or tensor.stride(1) != 1 or dtype not in _SUPPORTED:
+        raise UnsupportedTensor(
+            f"expected {name} of bfloat16 or float32, dense rows of {width} {dtype}, "
+            f"found shape {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}"
+        )
+
+
+def _check_heads(name: str, tensor: Tensor, cache: Tensor) -> None:
+    size = cache.shape[3]
+    if tensor.dtype != cache.dtype or tensor.shape[2] != size or tensor.stride()[1:] != (size, 1):
+        raise UnsupportedTensor(
+            f"expected {name} of dense heads of {size} {cache.dtype}, "
+            f"found shape {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}"
+        )
+
+
+_SUPPORTED = frozenset({torch.bfloat16, torch.float32})

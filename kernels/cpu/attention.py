@@ -1,0 +1,190 @@
+"""Paged attention read in place: no copy of the cache, one pass over each sequence's blocks with an online softmax.
+
+A unit of work is one key head of up to 16 queries of one sequence, with all the query heads that share it. Its context
+is walked in tiles of 16 positions, always counted from the sequence's first: the tile's keys and values are brought to
+float32 once, and each query head folds it into its own running maximum, sum and output.
+
+    maximum' = max(maximum, scores);  weights = exp(scores - maximum');  correction = exp(maximum - maximum')
+    sum' = sum · correction + Σ weights;  output' = output · correction + weights · V
+
+So a row's result is the same bits in a decode step, in any chunk of a prefill, and beside any other sequences.
+
+Source: online softmax of Milakov and Gimelshein (arXiv 1805.02867), tiled as in FlashAttention (arXiv 2205.14135).
+"""
+
+# ruff: noqa: PLR0917  # compiled code takes scalars and pointers, by position
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kernels.cpu.vector import (
+    add,
+    bf16_at,
+    claim,
+    exp,
+    f32_at,
+    f64_at,
+    first,
+    fma,
+    fma_rows,
+    highest,
+    i32_at,
+    i64_at,
+    load,
+    load_4,
+    multiply,
+    scale_4,
+    splat,
+    store,
+    store_4,
+    total,
+    totals,
+    zeros_16,
+)
+
+ATTEND_WORDS = "q" * 15 + "d"
+WRITE_KV_WORDS = "q" * 9
+
+QUERIES = 16  # of a unit: enough to share a tile's conversion, few enough for their outputs to stay in the cache
+TILE = 16  # positions: one vector of scores
+
+
+def attend_bf16(words: int) -> None:
+    """kernels.attend in bfloat16."""
+    w = i64_at(words)
+    _attend(words, bf16_at(w[1]), bf16_at(w[2]), bf16_at(w[3]), bf16_at(w[4]))
+
+
+def attend_f32(words: int) -> None:
+    """kernels.attend in float32."""
+    w = i64_at(words)
+    _attend(words, f32_at(w[1]), f32_at(w[2]), f32_at(w[3]), f32_at(w[4]))
+
+
+def write_kv(words: int) -> None:
+    """kernels.write_kv for any dtype: a position is `width` words of 8 bytes, and strides are in words too."""
+    w = i64_at(words)
+    k, v, k_cache, v_cache, index = i64_at(w[1]), i64_at(w[2]), i64_at(w[3]), i64_at(w[4]), i64_at(w[5])
+    num_rows, width, k_stride, v_stride = w[6], w[7], w[8], w[9]
+    row = claim(words)
+    while row < num_rows:
+        to, k_from, v_from = index[row] * width, row * k_stride, row * v_stride
+        for i in range(width):
+            k_cache[to + i] = k[k_from + i]
+        for i in range(width):
+            v_cache[to + i] = v[v_from + i]
+        row = claim(words)
+
+
+@njit
+def _attend(words: int, q: Any, k_cache: Any, v_cache: Any, out: Any) -> None:
+    w = i64_at(words)
+    query_starts, context_lens, tables = i32_at(w[5]), i32_at(w[6]), i32_at(w[7])
+    num_sequences, table_stride, block_size = w[8], w[9], w[10]
+    num_heads, num_key_heads, size, q_stride, window = w[11], w[12], w[13], w[14], w[15]
+    scale, group = np.float32(f64_at(words)[16]), num_heads // num_key_heads
+    # A unit's keys, values and outputs in float32, then for each of its rows the running maximum and sum, then lanes.
+    most = QUERIES * group
+    memory = np.empty((2 * TILE + most) * size + 2 * most + TILE, dtype=np.float32)
+    start = memory.ctypes.data
+    keys, values, outputs = f32_at(start), f32_at(start + 4 * TILE * size), f32_at(start + 8 * TILE * size)
+    maxima = f32_at(start + 4 * (2 * TILE + most) * size)
+    sums = f32_at(start + 4 * ((2 * TILE + most) * size + most))
+    lanes = f32_at(start + 4 * ((2 * TILE + most) * size + 2 * most))
+
+    unit = claim(words)
+    before = 0  # units of the sequences before
+    for b in range(num_sequences):
+        begin, end = query_starts[b], query_starts[b + 1]
+        after = before + -((begin - end) // QUERIES) * num_key_heads
+        while unit < after:
+            key_head = (unit - before) % num_key_heads
+            row = begin + (unit - before) // num_key_heads * QUERIES
+            row_end = min(row + QUERIES, end)
+            num_rows = (row_end - row) * group
+            position = context_lens[b] - (end - row)  # of the first row
+            for i in range(num_rows):
+                maxima[i], sums[i] = -np.inf, 0.0
+            for i in range(0, num_rows * size, 16):
+                store(outputs, i, splat(np.float32(0.0)))
+            seen_begin = max(0, position - window + 1) if window > 0 else 0
+            seen_end = position + row_end - row
+            for tile in range(seen_begin // TILE * TILE, seen_end, TILE):
+                for j in range(TILE):
+                    at = np.int64(-1)
+                    if seen_begin <= tile + j < seen_end:
+                        block = np.int64(tables[b * table_stride + (tile + j) // block_size])
+                        at = ((block * block_size + (tile + j) % block_size) * num_key_heads + key_head) * size
+                    _fetch(k_cache, at, keys, j * size, size)
+                    _fetch(v_cache, at, values, j * size, size)
+                for i in range(num_rows):
+                    own = position + i // group
+                    oldest = own - window + 1 if window > 0 else 0
+                    if tile <= own and oldest < tile + TILE:
+                        place = (row + i // group) * q_stride + (key_head * group + i % group) * size
+                        scores = _scores(q, place, keys, size, scale)
+                        if own < tile + TILE - 1 or tile < oldest:
+                            scores = _masked(scores, lanes, oldest - tile, own - tile)
+                        _fold(scores, values, size, lanes, maxima, sums, outputs, i)
+            for i in range(num_rows):
+                place = ((row + i // group) * num_heads + key_head * group + i % group) * size
+                share = splat(np.float32(1.0) / sums[i])
+                for d in range(0, size, 16):
+                    store(out, place + d, multiply(load(outputs, i * size + d), share))
+            unit = claim(words)
+        before = after
+    memory[0] = 0.0  # numba frees an array after its last mention, and the pointers above are not mentions
+
+
+@njit
+def _masked(scores: Any, lanes: Any, first_seen: int, last_seen: int) -> Any:
+    """The scores where the query sees the position, elsewhere minus infinity."""
+    store(lanes, 0, scores)
+    for j in range(TILE):
+        if j < first_seen or j > last_seen:
+            lanes[j] = -np.inf
+    return load(lanes, 0)
+
+
+@njit
+def _fetch(cache: Any, at: int, scratch: Any, to: int, size: int) -> None:
+    """A position's head in float32; zeros for a position (at = -1) that no query of the unit may see."""
+    for d in range(0, size, 16):
+        store(scratch, to + d, load(cache, at + d) if at >= 0 else splat(np.float32(0.0)))
+
+
+@njit
+def _scores(q: Any, place: int, keys: Any, size: int, scale: Any) -> Any:
+    """One query's products with the 16 keys of the tile."""
+    products = zeros_16()
+    for d in range(0, size, 16):
+        products = fma_rows(products, load(q, place + d), keys, d, size)
+    return multiply(totals(products), splat(scale))
+
+
+@njit
+def _fold(scores: Any, values: Any, size: int, lanes: Any, maxima: Any, sums: Any, outputs: Any, i: int) -> None:
+    """Folds a tile into row i's running maximum, sum and output."""
+    maximum = max(maxima[i], highest(scores))
+    weights = exp(add(scores, splat(-maximum)))
+    correction = exp(splat(maxima[i] - maximum))
+    store(lanes, 0, weights)
+    maxima[i] = maximum
+    sums[i] = sums[i] * first(correction) + total(weights)
+    d = 0
+    while d + 64 <= size:
+        tile = scale_4(load_4(outputs, i * size + d), correction)
+        for j in range(TILE):
+            tile = fma_rows(tile, splat(lanes[j]), values, j * size + d, 16)
+        store_4(outputs, i * size + d, tile)
+        d += 64
+    while d < size:
+        vector = multiply(load(outputs, i * size + d), correction)
+        for j in range(TILE):
+            vector = fma(splat(lanes[j]), load(values, j * size + d), vector)
+        store(outputs, i * size + d, vector)
+        d += 16
