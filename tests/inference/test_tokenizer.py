@@ -60,8 +60,12 @@ def test_the_pieces_of_the_real_vocabulary_together_are_the_text_of_all_ids(real
     assert "".join(map(decoder.push, ids)) + decoder.finish() == real.decode(ids)
 
 
+# The vocabulary was trained on text and lacks 21 bytes, some control characters' among them.
+READABLE = st.characters(min_codepoint=0x20, max_codepoint=0x7FF, exclude_categories=["Cc"])
+
+
 @settings(max_examples=50, deadline=None)
-@given(text=st.text(alphabet=st.characters(max_codepoint=0x7FF), max_size=40))  # the vocabulary lacks some rarer bytes
+@given(text=st.text(alphabet=READABLE, max_size=40))
 def test_text_survives_its_way_through_tokens(real, text):
     ids = real.encode(text)
     decoder = real.incremental_decoder(skip_special_tokens=False)
