@@ -124,6 +124,14 @@ def read_token_file(path: Path) -> dict[str, str]:
     return tokens
 
 
+def read_secret(path: Path) -> str:
+    """The bearer token that a file holds. Raises ConfigError when it is empty or cannot be read."""
+    secret = _read(path).decode(errors="replace").strip()
+    if not secret:
+        raise ConfigError(f"{path}: expected a token, found an empty file")
+    return secret
+
+
 def actor() -> str:
     """Who calls: a token's name, a certificate's subject, or `anonymous`. Only within a call."""
     return _actor.get()

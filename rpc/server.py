@@ -11,6 +11,7 @@ import inspect
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,8 +160,9 @@ class Doorman(grpc.aio.ServerInterceptor):
                     if inspect.isawaitable(answers):  # the health service writes to the context instead of yielding
                         await answers
                         return
-                    async for message in answers:
-                        yield message
+                    async with aclosing(answers):  # a cancelled call ends its servicer's clean-up before its own
+                        async for message in answers:
+                            yield message
                 except Exception as error:
                     await _fail(context, method, error)
 

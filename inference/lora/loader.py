@@ -165,6 +165,17 @@ class Adapters:
         slot = self._slots.find(digest)
         return slot is not None and slot.is_loaded
 
+    def is_loading(self, digest: str) -> bool:
+        return digest in self._loads
+
+    @property
+    def capacity_bytes(self) -> int:
+        return self._slots.capacity_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return self._slots.used_bytes
+
     def fits_free(self, num_bytes: int) -> bool:
         """Whether so many bytes can be placed without evicting anything."""
         return num_bytes <= self._slots.largest_hole_bytes

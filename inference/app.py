@@ -1,0 +1,241 @@
+"""The composition root of a worker: builds every part once, connects them, runs until SIGTERM, takes them down.
+
+Nothing else in the worker constructs a long-lived part or starts a thread or a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kernels
+from adapter.base_model import BaseModelDescription, describe_base_model
+from inference.adapters import AdapterDesk
+from inference.catalog import Catalog, KnownVersion
+from inference.engine.engine import Engine
+from inference.engine.kv_cache import KVCache, block_bytes
+from inference.engine.runner import Runner
+from inference.engine.scheduler import Limits, Scheduler
+from inference.errors import InvalidRequest
+from inference.lora.bank import Bank
+from inference.lora.loader import Adapters
+from inference.lora.slots import Slots
+from inference.metrics import Metrics
+from inference.models.llama import Llama
+from inference.resolver.cache import FileCache
+from inference.resolver.filesystem import FilesystemResolver
+from inference.resolver.registry import RegistryResolver
+from inference.resolver.table import Table
+from inference.service import InferenceService, ModelIdentity, WorkerFacts
+from inference.settings import Settings
+from inference.streams import Streams
+from inference.tokenizer import Tokenizer
+from inference.watcher import Watcher
+from loraplex.inference.v1 import inference_service_pb2 as pb
+from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
+from registry.client import RegistryClient
+from registry.resources import Worker as WorkerAccount
+from rpc.channel import connect
+from rpc.server import Service, serve
+
+log = logging.getLogger(__name__)
+
+# Positions in a KV block: small enough to waste little on short answers, large enough for the block tables to be short.
+BLOCK_SIZE = 16
+STATE_FILE = "registry.json"
+WORKER_ID_FILE = "worker_id"
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolution:
+    """How this worker finds adapters: the resolver, what it knows, and the loop that keeps it true."""
+
+    resolver: RegistryResolver | FilesystemResolver
+    table: Table
+    known: list[KnownVersion]
+    client: RegistryClient | None
+
+
+async def run(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT. Raises InferenceError, ConfigError and BaseModelRefused before it serves."""
+    security = settings.security()
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    log.info("loading %s", settings.model)
+    described = await asyncio.to_thread(describe_base_model, settings.model)
+    tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model)
+    model = await asyncio.to_thread(Llama.load, settings.model, settings.dtype)
+    await asyncio.to_thread(kernels.warm_up)
+
+    async with contextlib.AsyncExitStack() as stack:
+        streams = Streams()
+        bank = Bank(model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype)
+        adapters = Adapters(
+            bank,
+            Slots(bank.capacity_bytes),
+            sites=model.sites,
+            modules=described.modules,
+            wait_s=settings.load_wait_s,
+        )
+        stack.push_async_callback(adapters.close)
+        engine, limits = _engine(settings, model, bank, streams)
+        engine.start()
+        stack.push_async_callback(asyncio.to_thread, engine.stop)
+
+        found = await _resolution(settings, described, stack)
+        desk = AdapterDesk(found.resolver, adapters)
+        stack.push_async_callback(desk.close)
+        worker_id = _worker_id(settings.state_dir)
+        watcher: Watcher | None = None
+        if found.client is not None:
+            watcher = Watcher(
+                found.client,
+                found.table,
+                desk,
+                adapters,
+                table_path=settings.state_dir / STATE_FILE,
+                identity=WorkerAccount(
+                    id=worker_id,
+                    address=settings.advertise or settings.listen,
+                    base_model=settings.base_model_name,
+                    base_model_digest=described.digest,
+                    observed_revision=0,
+                    adapters=(),
+                ),
+            )
+        service = InferenceService(
+            model=ModelIdentity(
+                name=settings.base_model_name,
+                digest=described.digest,
+                vocab_size=model.config.vocab_size,
+                max_context=limits.max_context,
+            ),
+            tokenizer=tokenizer,
+            desk=desk,
+            engine=engine,
+            adapters=adapters,
+            streams=streams,
+            metrics=_metrics(settings, engine, adapters, stack),
+            catalog=Catalog(
+                settings.base_model_name,
+                described.digest,
+                adapters=adapters,
+                known=lambda: [*found.known, *_aliases(found.table)],
+            ),
+            facts=WorkerFacts(worker_id=worker_id, device="cpu", dtype=str(model.dtype).removeprefix("torch.")),
+            revision=lambda: found.table.revision,
+            is_connected=lambda: watcher is not None and watcher.is_connected,
+        )
+        if watcher is not None:
+            following = asyncio.create_task(watcher.run(), name="watcher")
+            stack.push_async_callback(_cancel, following)
+
+        async def on_drain() -> None:
+            service.drain()
+
+        await serve(
+            [
+                Service(
+                    pb.DESCRIPTOR.services_by_name["InferenceService"],
+                    pb_grpc.add_InferenceServiceServicer_to_server,
+                    service,
+                )
+            ],
+            listen=settings.listen,
+            security=security,
+            drain_s=settings.drain_s,
+            on_ready=lambda port: log.info("worker %s serves on port %d", worker_id, port),
+            on_drain=on_drain,
+        )
+
+
+def _engine(settings: Settings, model: Llama, bank: Bank, streams: Streams) -> tuple[Engine, Limits]:
+    config = model.config
+    shape: dict[str, Any] = {
+        "num_layers": config.num_layers,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "block_size": BLOCK_SIZE,
+    }
+    one_block = block_bytes(**shape, dtype=model.dtype)
+    num_blocks = settings.kv_memory // one_block
+    if num_blocks == 0:
+        raise InvalidRequest(
+            f"kv_memory: expected at least one block of {one_block} bytes, found {settings.kv_memory}",
+            field="kv_memory",
+        )
+    kv_cache = KVCache(**shape, num_blocks=num_blocks, dtype=model.dtype, device=model.device)
+    asked = settings.max_context or config.max_positions
+    limits = Limits(
+        max_context=min(asked, config.max_positions, num_blocks * BLOCK_SIZE),
+        max_running=settings.max_batch,
+        max_step_tokens=max(settings.step_tokens, settings.max_batch),
+        max_waiting=settings.max_queue,
+    )
+    if limits.max_context < asked:
+        log.warning(
+            "the context is %d tokens, not %d: the model has %d positions and the KV memory holds %d",
+            limits.max_context, asked, config.max_positions, num_blocks * BLOCK_SIZE,
+        )  # fmt: skip
+    scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    return Engine(Runner(model, kv_cache, bank), scheduler, streams.deliver), limits
+
+
+async def _resolution(
+    settings: Settings, described: BaseModelDescription, stack: contextlib.AsyncExitStack
+) -> _Resolution:
+    if not settings.registry:
+        folders = await asyncio.to_thread(FilesystemResolver, settings.adapters, base_model_digest=described.digest)
+        known = [KnownVersion(name, version) for name, version in folders.versions.items()]
+        return _Resolution(folders, Table(), known, None)
+    if settings.adapters:
+        raise InvalidRequest("adapters: expected either a registry or local folders, found both", field="adapters")
+    channel = await stack.enter_async_context(connect(settings.registry, security=settings.registry_security()))
+    client = RegistryClient(channel)
+    table = Table.load(settings.state_dir / STATE_FILE)
+    cache = FileCache(settings.state_dir / "adapters", client.read_blob)
+    resolver = RegistryResolver(client, table, cache, base_model_digest=described.digest)
+    return _Resolution(resolver, table, [], client)
+
+
+def _aliases(table: Table) -> Iterable[KnownVersion]:
+    for key in {*table.desired, *table.serving}:
+        version, desired = table.current(key), table.desired.get(key)
+        assert version is not None
+        failure = table.failures.get(desired.digest, "") if desired is not None else ""
+        yield KnownVersion(str(key), version, failure)
+
+
+def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: contextlib.AsyncExitStack) -> Metrics:
+    metrics = Metrics()
+    metrics.gauge("requests_running", "Requests in the batch.", lambda: engine.stats().running)
+    metrics.gauge("requests_waiting", "Requests in the queue.", lambda: engine.stats().waiting)
+    metrics.gauge("kv_blocks_free", "Free blocks of the KV cache.", lambda: engine.stats().blocks_free)
+    metrics.gauge("adapters_loaded", "Adapters in memory.", lambda: len(adapters.loaded()))
+    metrics.gauge("adapter_bytes_used", "Bytes of adapters in memory.", lambda: adapters.used_bytes)
+    if settings.metrics_listen:
+        stack.callback(metrics.serve(settings.metrics_listen))
+    return metrics
+
+
+def _worker_id(state_dir: Path) -> str:
+    """The same after every restart with the same state folder."""
+    path = state_dir / WORKER_ID_FILE
+    if not path.exists():
+        state_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:12])
+    return path.read_text().strip()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,86 @@
+"""What a request may name on this worker, and where each thing stands. Joins what is known with what is in memory."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from inference.lora.loader import Adapters
+from inference.resolver import Version
+
+
+class ModelState(enum.Enum):
+    """Where a model is."""
+
+    KNOWN = "known"
+    """It can be loaded; the first request for it does."""
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownVersion:
+    """A version under one of its references; `failure` says why it could not be loaded, empty if it could."""
+
+    reference: str
+    version: Version
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One line of a model listing. `parent` is empty for the base model; sizes are bytes in memory."""
+
+    reference: str
+    parent: str
+    digest: str
+    version: int
+    state: ModelState
+    failure: str
+    size_bytes: int
+    rank: int
+    is_pinned: bool
+
+
+class Catalog:
+    """Lists the base model first, then every known reference in order."""
+
+    def __init__(
+        self, base_model: str, digest: str, *, adapters: Adapters, known: Callable[[], Iterable[KnownVersion]]
+    ) -> None:
+        self._base_model = base_model
+        self._digest = digest
+        self._adapters = adapters
+        self._known = known
+
+    def models(self) -> list[Model]:
+        """Everything that a request may name."""
+        memory = {adapter.digest: adapter for adapter in self._adapters.loaded()}
+        base = Model(self._base_model, "", self._digest, 0, ModelState.READY, "", 0, 0, is_pinned=True)
+        listed = [base]
+        for item in sorted(self._known(), key=lambda item: item.reference):
+            version, loaded = item.version, memory.get(item.version.digest)
+            if loaded is not None:
+                state = ModelState.READY
+            elif item.failure:
+                state = ModelState.FAILED
+            elif self._adapters.is_loading(version.digest):
+                state = ModelState.LOADING
+            else:
+                state = ModelState.KNOWN
+            listed.append(
+                Model(
+                    reference=item.reference,
+                    parent=self._base_model,
+                    digest=version.digest,
+                    version=version.number,
+                    state=state,
+                    failure=item.failure,
+                    size_bytes=loaded.size_bytes if loaded else 0,
+                    rank=loaded.rank if loaded else version.rank,
+                    is_pinned=loaded.is_pinned if loaded else False,
+                )
+            )
+        return listed

@@ -1,0 +1,263 @@
+"""`inference`: serve a base model with adapters, and ask a worker for tokens. Translates flags; knows no tensors.
+
+Exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 not found, 4 refused, 5 unavailable, 6 denied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rpc.errors import DomainError
+
+if TYPE_CHECKING:
+    from loraplex.inference.v1 import inference_service_pb2 as pb
+    from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
+
+EXIT_CODES = {
+    "INVALID_ARGUMENT": 2,
+    "UNIMPLEMENTED": 2,
+    "NOT_FOUND": 3,
+    "FAILED_PRECONDITION": 4,
+    "ABORTED": 4,
+    "RESOURCE_EXHAUSTED": 5,
+    "UNAVAILABLE": 5,
+    "DEADLINE_EXCEEDED": 5,
+    "UNAUTHENTICATED": 6,
+    "PERMISSION_DENIED": 6,
+}
+DEFAULT_SERVER = "127.0.0.1:7200"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="loraplex")
+def cli() -> None:
+    """Serve one base model with many LoRA adapters, or ask a worker that does."""
+
+
+def main() -> None:
+    """The program: a user's mistake is one line and an exit code, never a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except DomainError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        for reason in error.reasons:
+            if reason != str(error):
+                click.echo(f"  - {reason}", err=True)
+        if error.code == "UNAVAILABLE" and error.reason != "REGISTRY_UNREACHABLE":
+            click.echo("hint: is the worker up? start one with `inference serve --model FOLDER`", err=True)
+        sys.exit(EXIT_CODES.get(error.code, 1))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        sys.stderr.close()
+
+
+def _server_options(command: Any) -> Any:
+    for option in (
+        click.option("--server", envvar="LORAPLEX_WORKER", default=DEFAULT_SERVER, show_default=True, help="Worker."),
+        click.option("--token-file", type=click.Path(path_type=Path), help="Holds the bearer token to show."),
+        click.option("--ca", type=click.Path(path_type=Path), help="CA of the worker's certificate; turns TLS on."),
+        click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print."),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option("--model", type=click.Path(path_type=Path), help="Hugging Face folder of the base model.")
+@click.option("--base-model-name", help="Its name in the registry.  [default: the folder's name]")
+@click.option("--registry", help="host:port of the registry.  [default: none]")
+@click.option("--registry-token-file", type=click.Path(path_type=Path), help="Holds the token for the registry.")
+@click.option("--registry-ca", type=click.Path(path_type=Path), help="CA of the registry's certificate.")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="Serve a local folder; repeatable.")
+@click.option("--listen", help="Address to serve on.  [default: 127.0.0.1:7200]")
+@click.option("--advertise", help="Address to report to the registry.  [default: the listening one]")
+@click.option("--state-dir", type=click.Path(path_type=Path), help="For adapter files and saved state.")
+@click.option("--device", help="auto or cpu.  [default: auto]")
+@click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]")
+@click.option("--threads", type=int, help="CPU threads.  [default: one for each core]")
+@click.option("--adapter-memory", metavar="SIZE", help="Memory for adapters.  [default: 512MiB]")
+@click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
+@click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
+@click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")
+@click.option("--step-tokens", type=int, help="Tokens in one step.  [default: 512]")
+@click.option("--max-queue", type=int, help="Requests that may wait.  [default: 1024]")
+@click.option("--drain-s", type=float, help="Seconds for running answers at SIGTERM.  [default: 30]")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate to serve TLS with.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its key.")
+@click.option("--client-ca", type=click.Path(path_type=Path), help="Ask clients for certificates of this CA.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="`NAME SHA256` lines of who may call.")
+@click.option("--metrics-listen", help="host:port for Prometheus.  [default: none]")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def serve(verbose: bool, **flags: Any) -> None:
+    """Serve a base model and its adapters until SIGTERM.
+
+    Every flag is also a variable LORAPLEX_WORKER_<NAME>, for example LORAPLEX_WORKER_ADAPTER_MEMORY=2GiB.
+    """
+    from inference.settings import Settings
+
+    settings = Settings.read(flags)
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+    from inference.app import run
+
+    asyncio.run(run(settings))
+
+
+@cli.command()
+@click.argument("prompt")
+@click.option("--adapter", "adapters", multiple=True, metavar="REF[=WEIGHT]", help="NAME, NAME@ALIAS, NAME:NUMBER …")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--system", help="A system message for the chat template.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--temperature", type=float, help="0 is greedy.  [default: 0]")
+@click.option("--top-p", type=float)
+@click.option("--top-k", type=int)
+@click.option("--seed", type=int, help="Makes a sampled answer repeatable.")
+@click.option("--stop", multiple=True, help="End before this string; repeatable.")
+@click.option("--ignore-eos", is_flag=True, help="Do not stop at the model's end token.")
+@click.option("--logprobs", type=int, help="Print log-probabilities and this many alternatives (with -o json).")
+@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for the whole answer.")
+@_server_options
+def generate(server: str, token_file: Path | None, ca: Path | None, output: str, timeout: float, **flags: Any) -> None:
+    """Stream an answer to PROMPT. With -o json one line for each message of the stream."""
+    request = _generate_request(**flags)
+
+    async def go(stub: pb_grpc.InferenceServiceAsyncStub) -> None:
+        async for message in stub.Generate(request, timeout=timeout):
+            if output == "json":
+                click.echo(_to_json(message))
+            elif message.HasField("started"):
+                served = [f"{use.adapter}:{use.version} {use.digest[:19]}" for use in message.started.adapters]
+                click.secho(f"[{' + '.join(served) or message.started.base_model}]", dim=True, err=True)
+            elif message.HasField("chunk"):
+                click.echo(message.chunk.text, nl=False)
+            else:
+                click.echo()
+                done = message.finished
+                seconds = done.timings.total.ToNanoseconds() / 1e9
+                rate = done.output_tokens / seconds if seconds else 0.0
+                click.secho(f"[{done.output_tokens} tokens, {rate:.0f} tokens/s]", dim=True, err=True)
+
+    _call(server, token_file, ca, go)
+
+
+@cli.command()
+@_server_options
+def models(server: str, token_file: Path | None, ca: Path | None, output: str) -> None:
+    """List the base model and the adapters that a worker knows."""
+    from loraplex.inference.v1 import inference_service_pb2 as pb
+
+    async def go(stub: pb_grpc.InferenceServiceAsyncStub) -> list[pb.Model]:
+        found: list[pb.Model] = []
+        token = ""
+        while True:
+            page = await stub.ListModels(pb.ListModelsRequest(page_size=1000, page_token=token), timeout=10)
+            found += page.models
+            token = page.next_page_token
+            if not token:
+                return found
+
+    found = _call(server, token_file, ca, go)
+    if output == "json":
+        click.echo(json.dumps([json.loads(_to_json(model)) for model in found], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("REFERENCE", "VERSION", "PARENT", "STATE", "RANK", "MEMORY", "DIGEST"):
+        table.add_column(column, no_wrap=True)
+    for model in found:
+        state = pb.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
+        memory = f"{model.size_bytes / 2**20:.1f} MiB" if model.size_bytes else "-"
+        row = (model.reference, str(model.version or "-"), model.parent or "-", state, str(model.rank or "-"), memory)
+        table.add_row(*row, model.digest[:19])
+    Console().print(table)
+
+
+@cli.command()
+@_server_options
+def worker(server: str, token_file: Path | None, ca: Path | None, output: str) -> None:
+    """Show what a worker runs and how busy it is."""
+    from loraplex.inference.v1 import inference_service_pb2 as pb
+
+    async def go(stub: pb_grpc.InferenceServiceAsyncStub) -> pb.GetWorkerResponse:
+        return await stub.GetWorker(pb.GetWorkerRequest(), timeout=10)
+
+    answer = _call(server, token_file, ca, go)
+    if output == "json":
+        click.echo(_to_json(answer, indent=2))
+        return
+    width = max(len(field.name) for field in answer.DESCRIPTOR.fields)
+    for field in answer.DESCRIPTOR.fields:
+        value = getattr(answer, field.name)
+        click.echo(f"{field.name:<{width}}  {value.ToJsonString() if field.name == 'start_time' else value}")
+
+
+def _generate_request(
+    *, prompt: str, adapters: tuple[str, ...], raw: bool, system: str | None, max_tokens: int, stop: tuple[str, ...],
+    ignore_eos: bool, logprobs: int | None, **sampling: Any,
+) -> pb.GenerateRequest:  # fmt: skip
+    from loraplex.inference.v1 import inference_service_pb2 as pb
+
+    request = pb.GenerateRequest(
+        sampling=pb.SamplingParams(**{name: value for name, value in sampling.items() if value is not None}),
+        stop=pb.StopConditions(max_tokens=max_tokens, strings=stop, ignore_eos=ignore_eos),
+        logprobs=logprobs,
+    )
+    for item in adapters:
+        reference, separator, weight = item.partition("=")
+        try:
+            request.adapters.add(reference=reference, weight=float(weight) if separator else None)
+        except ValueError as error:
+            raise click.BadParameter(f"expected REF or REF=WEIGHT, found {item!r}", param_hint="--adapter") from error
+    if raw:
+        request.text = prompt
+    else:
+        if system:
+            request.chat.messages.add(role="system", content=system)
+        request.chat.messages.add(role="user", content=prompt)
+    return request
+
+
+def _call(server: str, token_file: Path | None, ca: Path | None, go: Any) -> Any:
+    """Runs `go(stub)` against a worker; its status becomes an error of our tree."""
+    import grpc
+
+    from inference.errors import InferenceError
+    from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
+    from rpc.channel import connect
+    from rpc.security import ClientSecurity, read_secret
+    from rpc.status import from_rpc_error
+
+    security = ClientSecurity(ca=ca, token=read_secret(token_file) if token_file else "")
+
+    async def call() -> Any:
+        async with connect(server, security=security) as channel:
+            try:
+                return await go(pb_grpc.InferenceServiceStub(channel))
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error, InferenceError) from error
+
+    return asyncio.run(call())
+
+
+def _to_json(message: Any, indent: int | None = None) -> str:
+    from google.protobuf.json_format import MessageToJson
+
+    return MessageToJson(message, preserving_proto_field_name=True, indent=indent)

@@ -1,0 +1,144 @@
+"""What a worker can be told, and the one reader of its environment.
+
+Every setting is a flag of `inference serve` and a variable `LORAPLEX_WORKER_<NAME>`; a flag wins over a variable.
+Sizes take KiB, MiB and GiB (`512MiB`). A value that cannot be used is refused, never replaced by the default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from inference.errors import InvalidRequest
+from rpc.security import ClientSecurity, Security, read_secret, read_token_file
+
+PREFIX = "LORAPLEX_WORKER_"
+UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one worker runs. Sizes are bytes, times seconds; 0 means that the worker chooses where that is said."""
+
+    model: Path
+    """A Hugging Face folder: config.json, *.safetensors, tokenizer.json."""
+    base_model_name: str = ""
+    """The model's name in the registry; the folder's name when empty."""
+    listen: str = "127.0.0.1:7200"
+    advertise: str = ""
+    """The address that the worker reports to the registry; the listening one when empty."""
+    registry: str = ""
+    """host:port of the registry; without one only `adapters` can be served."""
+    registry_token_file: Path | None = None
+    """Holds the bearer token that the worker shows to the registry."""
+    registry_ca: Path | None = None
+    adapters: tuple[str, ...] = ()
+    """NAME=FOLDER of adapters that need no registry."""
+    state_dir: Path = Path.home() / ".local" / "state" / "loraplex" / "worker"
+    """Verified adapter files and what the registry last said, so that a worker starts without it."""
+    device: str = "auto"
+    """auto or cpu; cuda is not part of this release."""
+    dtype: str = "auto"
+    """auto, float32 or bfloat16."""
+    threads: int = 0
+    """Threads of the CPU path; 0 means one for each core."""
+    adapter_memory: int = 512 * 2**20
+    kv_memory: int = 512 * 2**20
+    max_context: int = 0
+    """Tokens of prompt and answer together; 0 means the model's own limit."""
+    max_batch: int = 64
+    """Requests in one step."""
+    step_tokens: int = 512
+    """Tokens in one step, prompts and answers together; more makes prompts faster and running answers jerkier."""
+    max_queue: int = 1024
+    """Requests that may wait before others are refused."""
+    load_wait_s: float = 30.0
+    """How long a request waits for memory when every loaded adapter is in use."""
+    drain_s: float = 30.0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    token_file: Path | None = None
+    metrics_listen: str = ""
+    """host:port for Prometheus; none when empty."""
+
+    def __post_init__(self) -> None:
+        if not self.base_model_name:
+            object.__setattr__(self, "base_model_name", self.model.resolve().name)
+        if self.device not in ("auto", "cpu"):
+            raise InvalidRequest(
+                f"device: expected auto or cpu, found {self.device}; the CUDA path is not part of this release",
+                field="device",
+            )
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
+        for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"{name}: expected at least 1, found {getattr(self, name)}", field=name)
+
+    @classmethod
+    def read(cls, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+        """Flags that are not None, then the environment, then defaults. Raises InvalidRequest with the name."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = PREFIX + field.name.upper()
+            if flags.get(field.name) not in (None, ()):
+                values[field.name] = flags[field.name]
+            elif environ.get(variable):
+                values[field.name] = environ[variable]
+        unknown = [name for name in environ if name.startswith(PREFIX) and name[len(PREFIX) :].lower() not in _NAMES]
+        if unknown:
+            raise InvalidRequest(f"unknown setting {unknown[0]} in the environment", field=unknown[0])
+        if "model" not in values:
+            raise InvalidRequest(f"expected a model folder: give --model or {PREFIX}MODEL", field="model")
+        return cls(**{name: _parse(name, value) for name, value in values.items()})
+
+    def security(self) -> Security:
+        """What the worker asks of its callers."""
+        hashes = read_token_file(self.token_file) if self.token_file else {}
+        return Security(tls_cert=self.tls_cert, tls_key=self.tls_key, client_ca=self.client_ca, token_hashes=hashes)
+
+    def registry_security(self) -> ClientSecurity:
+        """What the worker shows to the registry."""
+        token = read_secret(self.registry_token_file) if self.registry_token_file else ""
+        return ClientSecurity(ca=self.registry_ca, token=token)
+
+
+_NAMES = frozenset(field.name for field in fields(Settings))
+_PATHS = frozenset(
+    {"model", "state_dir", "registry_ca", "registry_token_file", "tls_cert", "tls_key", "client_ca", "token_file"}
+)
+_BYTES = frozenset({"adapter_memory", "kv_memory"})
+_COUNTS = frozenset({"threads", "max_context", "max_batch", "step_tokens", "max_queue"})
+_SECONDS = frozenset({"load_wait_s", "drain_s"})
+
+
+def parse_bytes(text: str) -> int:
+    """`1536`, `512MiB`, `2g`. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise ValueError("a size such as 512MiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _parse(name: str, value: Any) -> Any:
+    try:
+        if name in _PATHS:
+            return Path(value)
+        if name in _BYTES:
+            return value if isinstance(value, int) else parse_bytes(value)
+        if name in _COUNTS:
+            return int(value)
+        if name in _SECONDS:
+            return float(value)
+        if name == "adapters" and isinstance(value, str):
+            return tuple(part for part in value.split(",") if part)
+    except ValueError as error:
+        expected = str(error) if name in _BYTES else "a number"
+        raise InvalidRequest(f"{name}: expected {expected}, found {value!r}", field=name) from error
+    return value

@@ -1,0 +1,48 @@
+"""Settings: flags over environment over defaults, and nothing swallowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inference.errors import InvalidRequest
+from inference.settings import Settings, parse_bytes
+
+
+def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default() -> None:
+    settings = Settings.read(
+        {"model": "/models/base", "max_batch": None, "listen": "127.0.0.1:1"},
+        {"LORAPLEX_WORKER_MAX_BATCH": "3", "LORAPLEX_WORKER_LISTEN": "127.0.0.1:2"},
+    )
+    assert (settings.model, settings.max_batch, settings.listen) == (Path("/models/base"), 3, "127.0.0.1:1")
+    assert settings.base_model_name == "base"
+    assert settings.max_queue == Settings(model=Path()).max_queue
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MAX_BATCH", "many", "max_batch: expected a number, found 'many'"),
+        ("MAX_BATCH", "0", "max_batch: expected at least 1, found 0"),
+        ("ADAPTER_MEMORY", "12 parsecs", "adapter_memory: expected a size such as 512MiB"),
+        ("DEVICE", "cuda", "CUDA path is not part of this release"),
+        ("DTYPE", "int4", "dtype: expected auto, float32 or bfloat16, found int4"),
+        ("MAX_BACTH", "3", "unknown setting LORAPLEX_WORKER_MAX_BACTH"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(variable: str, value: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        Settings.read({"model": "m"}, {f"LORAPLEX_WORKER_{variable}": value})
+
+
+def test_no_model_says_how_to_give_one() -> None:
+    with pytest.raises(InvalidRequest, match="--model or LORAPLEX_WORKER_MODEL"):
+        Settings.read({}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("7", 7), ("512MiB", 512 * 2**20), ("1.5 GiB", 3 * 2**29), ("2k", 2048), ("3GB", 3 * 2**30)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
