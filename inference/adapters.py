@@ -37,6 +37,10 @@ class AdapterDesk:
             raise AdapterLoading(f"{version.name} is being loaded", retry_after_s=1.0)
         return version, await self.acquire(version)
 
+    async def resolve(self, reference: Reference) -> Version:
+        """As Resolver.resolve."""
+        return await self._resolver.resolve(reference)
+
     async def acquire(self, version: Version) -> Lease:
         """A lease on the version. Files that were damaged on disk are fetched once more."""
         if self._adapters.is_loaded(version.digest):

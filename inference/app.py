@@ -72,7 +72,7 @@ async def run(settings: Settings) -> None:
     log.info("loading %s", settings.model)
     described = await asyncio.to_thread(describe_base_model, settings.model)
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model)
-    model = await asyncio.to_thread(Llama.load, settings.model, settings.dtype)
+    model = await asyncio.to_thread(Llama.load, settings.model, settings.dtype, "cpu")
     await asyncio.to_thread(kernels.warm_up)
 
     async with contextlib.AsyncExitStack() as stack:

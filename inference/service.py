@@ -250,21 +250,28 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         request: pb.UnloadAdapterRequest,
         context: grpc.aio.ServicerContext[pb.UnloadAdapterRequest, pb.UnloadAdapterResponse],
     ) -> pb.UnloadAdapterResponse:
-        raise NotImplementedYet("UnloadAdapter is not part of this release")
+        version = await self._desk.resolve(Reference.parse(request.reference))
+        self._adapters.evict(version.digest)
+        return pb.UnloadAdapterResponse(adapter=_served(version, 1.0))
 
     async def PinAdapter(
         self,
         request: pb.PinAdapterRequest,
         context: grpc.aio.ServicerContext[pb.PinAdapterRequest, pb.PinAdapterResponse],
     ) -> pb.PinAdapterResponse:
-        raise NotImplementedYet("PinAdapter is not part of this release")
+        version, lease = await self._desk.lease(Reference.parse(request.reference))
+        self._adapters.pin(version.digest)
+        lease.release()
+        return pb.PinAdapterResponse(adapter=_served(version, 1.0))
 
     async def UnpinAdapter(
         self,
         request: pb.UnpinAdapterRequest,
         context: grpc.aio.ServicerContext[pb.UnpinAdapterRequest, pb.UnpinAdapterResponse],
     ) -> pb.UnpinAdapterResponse:
-        raise NotImplementedYet("UnpinAdapter is not part of this release")
+        version = await self._desk.resolve(Reference.parse(request.reference))
+        self._adapters.unpin(version.digest)
+        return pb.UnpinAdapterResponse(adapter=_served(version, 1.0))
 
     async def PushAdapter(
         self,

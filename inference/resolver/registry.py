@@ -9,7 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapter.names import Reference
-from inference.errors import AdapterNotFound, AdapterRetired, InferenceError, RegistryUnreachable, WrongBaseModel
+from inference.errors import (
+    AdapterLoadFailed,
+    AdapterNotFound,
+    AdapterRetired,
+    InferenceError,
+    RegistryUnreachable,
+    WrongBaseModel,
+)
 from inference.resolver import Version
 from inference.resolver.cache import FileCache
 from inference.resolver.table import Key, Table
@@ -89,11 +96,13 @@ def to_version(version: AdapterVersion) -> Version:
 
 
 def _translate(error: RegistryError, subject: str) -> InferenceError:
-    """A registry's refusal in the worker's words; anything that may pass is RegistryUnreachable."""
+    """A registry's answer in the worker's words: only what may pass by waiting is RegistryUnreachable."""
     if error.code == "NOT_FOUND":
         return AdapterNotFound(f"{subject}: {error}")
     if error.reason == "VERSION_RETIRED":
         return AdapterRetired(str(error))
     if error.reason == "WRONG_BASE_MODEL":
         return WrongBaseModel(str(error), metadata=error.metadata)
-    return RegistryUnreachable(f"{subject}: {error}", retry_after_s=1.0)
+    if error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+        return RegistryUnreachable(f"{subject}: {error}", retry_after_s=1.0)
+    return AdapterLoadFailed(f"{subject}: {error}", reasons=error.reasons)

@@ -1,0 +1,125 @@
+"""kill -9 of every process in the middle of things: a clear error, nothing lost, and everything comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from loraplex.inference.v1 import inference_service_pb2 as pb
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def postgres_pid(system: Any) -> int:
+    """The postmaster of the registry's own Postgres."""
+    (pid_file,) = (system.folder / "registry").rglob("postmaster.pid")
+    return int(pid_file.read_text().splitlines()[0])
+
+
+async def test_a_killed_worker_ends_its_streams_with_unavailable_and_comes_back(system: Any, e2e: Any) -> None:
+    async with system.stub() as stub:
+        call = stub.Generate(e2e.ask("A long story.", "pirate", max_tokens=4000, ignore_eos=True), timeout=60)
+        while (await call.read()).WhichOneof("message") != "chunk":
+            pass
+        await system.worker.kill()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in call:
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await system.worker.start()
+        assert (await e2e.generate(stub, e2e.ask("Hello!", "pirate"))).version == 1
+
+
+async def test_with_the_registry_down_a_worker_keeps_serving_and_even_starts(system: Any, e2e: Any) -> None:
+    async with system.stub() as stub:
+        before = await e2e.generate(stub, e2e.ask("Tell me about the sea.", "pirate"))
+        await system.registry.kill()
+        during = await e2e.generate(stub, e2e.ask("Tell me about the sea.", "pirate"))
+        assert during.token_ids == before.token_ids
+        await system.worker.kill()
+        await system.worker.start()
+        after = await e2e.generate(stub, e2e.ask("Tell me about the sea.", "pirate"))
+        assert after.token_ids == before.token_ids
+        assert after.started.adapters == before.started.adapters
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await e2e.generate(stub, e2e.ask("Hello!", "never-heard-of"))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # not NOT_FOUND: nobody can know
+        await system.registry.start()
+
+        async def is_connected() -> bool:
+            return bool((await stub.GetWorker(pb.GetWorkerRequest(), timeout=30)).registry_connected)
+
+        await e2e.until(is_connected, "the worker to find the registry again")
+
+
+async def test_a_registry_killed_during_a_promotion_has_made_it_or_not(
+    system: Any, e2e: Any, adapters_dir: Path
+) -> None:
+    for name in ("pirate", "json"):
+        await system.cli("register", str(adapters_dir / name), "--name", "torn", "--base", e2e.BASE)
+    await system.cli("promote", "torn", "1", "--wait")
+    promotions = [
+        asyncio.create_task(asyncio.to_thread(os.system, "true")),  # the kill lands at another moment in every run
+        asyncio.create_task(_promote_quietly(system, "torn", 2)),
+    ]
+    async with system.stub() as stub:
+        stream = asyncio.create_task(e2e.generate(stub, e2e.ask("Sea?", "torn", max_tokens=64, ignore_eos=True)))
+        await promotions[0]
+        await system.registry.kill()
+        await asyncio.gather(*promotions)
+        assert (await stream).version in (1, 2)
+        await system.registry.start()
+        shown = await system.json("show", "torn")
+        (alias,) = [alias for alias in shown["aliases"] if alias["alias"] == "production"]
+        number = alias["targets"][0]["version"]
+        assert number in (1, 2)
+
+        async def serves_it() -> bool:
+            return (await e2e.generate(stub, e2e.ask("Hello!", "torn", max_tokens=1))).version == number
+
+        await e2e.until(serves_it, "the worker to serve what the registry says")
+
+
+async def test_a_killed_postgres_comes_back_and_nothing_is_lost(system: Any, e2e: Any) -> None:
+    before = await system.json("list")
+    os.kill(postgres_pid(system), signal.SIGKILL)
+    async with system.stub() as stub:
+        assert (await e2e.generate(stub, e2e.ask("Hello!", "sql"))).version == 1
+
+    async def lists() -> Any:
+        process = await asyncio.create_subprocess_exec(
+            str(e2e.BIN / "registry"), "--server", system.registry.address, "list",
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        return await process.wait() == 0
+
+    await e2e.until(lists, "the registry to restart its Postgres")
+    assert await system.json("list") == before
+    await system.cli("promote", "sql", "1", "--wait")
+
+
+async def test_sigterm_lets_running_answers_finish(system: Any, e2e: Any) -> None:
+    async with system.stub() as stub:
+        began = asyncio.Event()
+        stream = asyncio.create_task(
+            e2e.generate(stub, e2e.ask("Sea?", "pirate", max_tokens=48, ignore_eos=True), lambda _: began.set())
+        )
+        await began.wait()
+        await system.worker.stop()
+        answer = await stream
+        assert len(answer.token_ids) == 48
+    await system.worker.start()
+
+
+async def _promote_quietly(system: Any, name: str, number: int) -> None:
+    process = await asyncio.create_subprocess_exec(
+        str(Path(os.sys.executable).parent / "registry"), "--server", system.registry.address, "promote", name,
+        str(number), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await process.wait()
