@@ -6,6 +6,8 @@ Revisions are dense, so a range of revisions is a page of whole revisions, and i
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import groupby
 
 from sqlalchemy import and_, exists, select, tuple_
@@ -13,12 +15,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from registry.documents import decode
 from registry.models import AdapterRow, AliasRow, AliasTargetRow, BaseModelRow, EventRow, RegistryHead, VersionRow
-from registry.resources import Change, Event, SnapshotEnd, SnapshotItem, Status
+from registry.resources import Change, Event, SnapshotItem, Status
 from registry.store.database import Database
 from registry.store.rows import aliases_of, load_base_models, select_aliases, select_versions, version_of
 
 # Revisions or things read at once for one watcher; an event with its manifest is about 2 KiB.
-PAGE = 256
+PAGE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Base models, then versions that an alias points at, then aliases; all as they were at the status's revision."""
+
+    status: Status
+    items: AsyncIterator[SnapshotItem]
 
 
 class Changes:
@@ -30,8 +40,7 @@ class Changes:
     async def status(self) -> Status:
         """The store's identity and revision."""
         async with self._database.read() as session:
-            head = (await session.scalars(select(RegistryHead))).one()
-            return Status(head.store_id, head.revision, head.compacted_revision)
+            return _status_of((await session.scalars(select(RegistryHead))).one())
 
     async def page(self, after: int, up_to: int, *, base_model: str = "") -> tuple[Status, tuple[Change, ...]]:
         """The changes in (after, up_to], and the store as the same statement saw it.
@@ -55,20 +64,24 @@ class Changes:
             Change(revision, tuple(decode(Event, document) for _, document in group))
             for revision, group in groupby(events, key=lambda event: event[0])
         )
-        return Status(head.store_id, head.revision, head.compacted_revision), changes
+        return _status_of(head), changes
 
-    async def snapshot(self, *, base_model: str = "") -> AsyncIterator[SnapshotItem | SnapshotEnd]:
-        """Base models, aliases and the versions they point at, all at the revision of the end marker."""
+    @asynccontextmanager
+    async def snapshot(self, *, base_model: str = "") -> AsyncIterator[Snapshot]:
+        """What exists at one revision. The transaction is open until the block ends, so it must not take long."""
         async with self._database.read() as session:
             head = (await session.scalars(select(RegistryHead))).one()
-            for items in (
-                _base_models(session, base_model),
-                _versions(session, base_model),
-                _aliases(session, base_model),
-            ):
-                async for item in items:
-                    yield item
-            yield SnapshotEnd(head.revision)
+            yield Snapshot(_status_of(head), _items(session, base_model))
+
+
+def _status_of(head: RegistryHead) -> Status:
+    return Status(head.store_id, head.revision, head.compacted_revision)
+
+
+async def _items(session: AsyncSession, base_model: str) -> AsyncIterator[SnapshotItem]:
+    for read in (_base_models, _versions, _aliases):
+        async for item in read(session, base_model):
+            yield item
 
 
 async def _base_models(session: AsyncSession, base_model: str) -> AsyncIterator[SnapshotItem]:

@@ -1,0 +1,71 @@
+"""WatchService and WorkerService, which workers use: protobuf in, protobuf out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loraplex.registry.v1 import watch_service_pb2 as watch_pb
+from loraplex.registry.v1 import worker_service_pb2 as worker_pb
+from loraplex.registry.v1.watch_service_pb2_grpc import WatchServiceServicer
+from loraplex.registry.v1.worker_service_pb2_grpc import WorkerServiceServicer
+from registry import messages
+from registry.errors import InvalidRequest
+from registry.requests import MAX_ID_CHARS, check_text, read_page
+from registry.resources import WatchMessage
+from registry.store import Store
+from registry.watch import Watches
+
+# mypy-protobuf's own context type is private to each stub.
+Context = Any
+
+DEFAULT_LEASE_S = 15.0
+MAX_LEASE_S = 300.0
+
+
+class WatchService(WatchServiceServicer):
+    """The event stream."""
+
+    def __init__(self, watches: Watches) -> None:
+        self._watches = watches
+
+    async def Watch(self, request: watch_pb.WatchRequest, context: Context) -> None:  # type: ignore[override]
+        async def send(store_id: str, message: WatchMessage) -> None:
+            await context.write(messages.write_watch(message, store_id=store_id))
+
+        await self._watches.stream(
+            send,
+            after=request.after_revision if request.HasField("after_revision") else None,
+            store_id=request.store_id,
+            base_model=request.base_model,
+        )
+
+
+class WorkerService(WorkerServiceServicer):
+    """What workers say about themselves."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def ReportWorker(
+        self, request: worker_pb.ReportWorkerRequest, context: Context
+    ) -> worker_pb.ReportWorkerResponse:
+        if not request.worker.id:
+            raise InvalidRequest("worker.id: expected an id, found none", field="worker.id")
+        check_text(request.worker.id, "worker.id", most=MAX_ID_CHARS)
+        lease_s = request.lease.ToNanoseconds() / 1e9 if request.HasField("lease") else DEFAULT_LEASE_S
+        if not 0 < lease_s <= MAX_LEASE_S:
+            raise InvalidRequest(f"lease: expected up to {MAX_LEASE_S:.0f} s, found {lease_s:g} s", field="lease")
+        for ours in ("state", "report_time"):
+            request.worker.ClearField(ours)
+        revision = await self._store.workers.report(messages.read_worker(request.worker), lease_s=lease_s)
+        return worker_pb.ReportWorkerResponse(revision=revision)
+
+    async def ListWorkers(
+        self, request: worker_pb.ListWorkersRequest, context: Context
+    ) -> worker_pb.ListWorkersResponse:
+        found = await self._store.workers.list(read_page(request), base_model=request.base_model)
+        return worker_pb.ListWorkersResponse(
+            workers=[messages.write_worker(one) for one in found.page.items],
+            next_page_token=found.page.next_token,
+            revision=found.revision,
+        )

@@ -1,0 +1,284 @@
+"""RegistryService: protobuf in, protobuf out. It translates and delegates; what holds is decided behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from importlib.metadata import version as package_version
+from typing import Any, NoReturn
+
+from adapter.base_model import config_digest, tokenizer_digest, weights_digest
+from adapter.manifest import Manifest
+from loraplex.registry.v1 import registry_service_pb2 as pb
+from loraplex.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
+from registry import messages
+from registry.blobs import CHUNK_BYTES, BlobStore
+from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet
+from registry.registration import Registration
+from registry.requests import (
+    MAX_PROVENANCE_BYTES,
+    check_modules,
+    check_name,
+    check_parents,
+    check_reference,
+    check_text,
+    check_version_name,
+    read_call,
+    read_page,
+)
+from registry.resources import DEFAULT_ALIAS, FULL_WEIGHT, BaseModel
+from registry.store import Store
+from registry.store.aliases import MovedAlias
+from registry.store.database import Call
+from rpc.security import actor
+
+# mypy-protobuf's own context type is private to each stub.
+Context = Any
+
+
+class RegistryService(RegistryServiceServicer):
+    """Base models, blobs, adapters, versions, aliases and the audit log."""
+
+    def __init__(self, store: Store, blobs: BlobStore, registration: Registration) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._registration = registration
+
+    async def CreateBaseModel(self, request: pb.CreateBaseModelRequest, context: Context) -> pb.CreateBaseModelResponse:
+        manifest = _check_base_manifest(messages.read_manifest(request.manifest))
+        if not request.architecture:
+            raise InvalidRequest(
+                "architecture: expected a name such as LlamaForCausalLM, found none", field="architecture"
+            )
+        base_model = BaseModel(
+            name=check_name(request.name, "name"),
+            digest=manifest.digest,
+            config_digest=config_digest(manifest),
+            weights_digest=weights_digest(manifest),
+            tokenizer_digest=tokenizer_digest(manifest),
+            manifest=manifest,
+            architecture=check_text(request.architecture, "architecture"),
+            modules=check_modules(messages.read_modules(request.modules)),
+            parents=check_parents(messages.read_parents(request.parents)),
+        )
+        answer = await self._store.base_models.create(_call("CreateBaseModel", request), base_model)
+        return pb.CreateBaseModelResponse(
+            base_model=messages.write_base_model(answer.base_model), revision=answer.revision, created=answer.created
+        )
+
+    async def GetBaseModel(self, request: pb.GetBaseModelRequest, context: Context) -> pb.GetBaseModelResponse:
+        found = await self._store.base_models.get(request.name)
+        return pb.GetBaseModelResponse(base_model=messages.write_base_model(found))
+
+    async def ListBaseModels(self, request: pb.ListBaseModelsRequest, context: Context) -> pb.ListBaseModelsResponse:
+        page = await self._store.base_models.list(read_page(request))
+        return pb.ListBaseModelsResponse(
+            base_models=[messages.write_base_model(one) for one in page.items], next_page_token=page.next_token
+        )
+
+    async def UploadBlob(
+        self, request_iterator: AsyncIterator[pb.UploadBlobRequest], context: Context
+    ) -> pb.UploadBlobResponse:
+        parts = aiter(request_iterator)
+        first = await anext(parts, pb.UploadBlobRequest())
+        if first.WhichOneof("part") != "header":
+            raise InvalidRequest("expected the header in the first message, found none", field="header")
+        digest = first.header.digest
+        stored = await self._blobs.receive(digest, first.header.size_bytes, _chunks(parts))
+        return pb.UploadBlobResponse(digest=digest, existed=not stored)
+
+    async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
+        async for chunk in self._blobs.read(request.digest, offset=request.offset_bytes):
+            yield pb.ReadBlobResponse(chunk=chunk)
+
+    async def RegisterAdapterVersion(
+        self, request: pb.RegisterAdapterVersionRequest, context: Context
+    ) -> pb.RegisterAdapterVersionResponse:
+        size = request.provenance.ByteSize()
+        if size > MAX_PROVENANCE_BYTES:
+            raise InvalidRequest(
+                f"provenance: expected at most {MAX_PROVENANCE_BYTES} bytes, found {size}", field="provenance"
+            )
+        answer = await self._registration.register(
+            _call("RegisterAdapterVersion", request),
+            adapter=check_name(request.adapter, "adapter"),
+            base_model=check_name(request.base_model, "base_model"),
+            manifest=messages.read_manifest(request.manifest),
+            parent=check_version_name(request.parent, "parent"),
+            provenance=messages.read_provenance(request.provenance),
+            dry_run=request.validate_only,
+        )
+        return pb.RegisterAdapterVersionResponse(
+            version=messages.write_version(answer.version), revision=answer.revision, created=answer.created
+        )
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
+        return pb.GetAdapterResponse(adapter=messages.write_adapter(await self._store.adapters.get(request.adapter)))
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+        page = await self._store.adapters.list(read_page(request), base_model=request.base_model)
+        return pb.ListAdaptersResponse(
+            adapters=[messages.write_adapter(one) for one in page.items], next_page_token=page.next_token
+        )
+
+    async def GetAdapterVersion(
+        self, request: pb.GetAdapterVersionRequest, context: Context
+    ) -> pb.GetAdapterVersionResponse:
+        found = await self._store.versions.get(request.adapter, request.version)
+        return pb.GetAdapterVersionResponse(version=messages.write_version(found))
+
+    async def ListAdapterVersions(
+        self, request: pb.ListAdapterVersionsRequest, context: Context
+    ) -> pb.ListAdapterVersionsResponse:
+        page = await self._store.versions.list(request.adapter, read_page(request))
+        return pb.ListAdapterVersionsResponse(
+            versions=[messages.write_version(one) for one in page.items], next_page_token=page.next_token
+        )
+
+    async def RetireAdapterVersion(
+        self, request: pb.RetireAdapterVersionRequest, context: Context
+    ) -> pb.RetireAdapterVersionResponse:
+        answer = await self._store.versions.retire(
+            _call("RetireAdapterVersion", request),
+            request.adapter,
+            request.version,
+            force=request.force,
+            message=check_text(request.message, "message"),
+        )
+        return pb.RetireAdapterVersionResponse(version=messages.write_version(answer.version), revision=answer.revision)
+
+    async def UnretireAdapterVersion(
+        self, request: pb.UnretireAdapterVersionRequest, context: Context
+    ) -> pb.UnretireAdapterVersionResponse:
+        call = _call("UnretireAdapterVersion", request)
+        answer = await self._store.versions.unretire(call, request.adapter, request.version)
+        return pb.UnretireAdapterVersionResponse(
+            version=messages.write_version(answer.version), revision=answer.revision
+        )
+
+    async def PromoteAdapterVersion(
+        self, request: pb.PromoteAdapterVersionRequest, context: Context
+    ) -> pb.PromoteAdapterVersionResponse:
+        if request.canary_weight > FULL_WEIGHT:
+            raise InvalidRequest(
+                f"canary_weight: expected at most {FULL_WEIGHT}, found {request.canary_weight}", field="canary_weight"
+            )
+        if request.canary_weight:
+            _not_yet("canary_weight")
+        if request.shadow:
+            _not_yet("shadow")
+        moved = await self._store.aliases.promote(
+            _call("PromoteAdapterVersion", request),
+            request.adapter,
+            request.version,
+            alias=_check_alias(request.alias),
+            expected_version=_expected(request),
+            message=check_text(request.message, "message"),
+            dry_run=request.validate_only,
+        )
+        return pb.PromoteAdapterVersionResponse(changed=moved.changed, **_write_moved(moved))
+
+    async def RollbackAlias(self, request: pb.RollbackAliasRequest, context: Context) -> pb.RollbackAliasResponse:
+        moved = await self._store.aliases.rollback(
+            _call("RollbackAlias", request),
+            request.adapter,
+            alias=_check_alias(request.alias),
+            expected_version=_expected(request),
+            message=check_text(request.message, "message"),
+        )
+        return pb.RollbackAliasResponse(**_write_moved(moved))
+
+    async def ListAliasChanges(
+        self, request: pb.ListAliasChangesRequest, context: Context
+    ) -> pb.ListAliasChangesResponse:
+        alias = request.alias or DEFAULT_ALIAS
+        page = await self._store.aliases.history(request.adapter, alias, read_page(request))
+        return pb.ListAliasChangesResponse(
+            changes=[messages.write_alias_change(one) for one in page.items], next_page_token=page.next_token
+        )
+
+    async def ResolveAdapter(self, request: pb.ResolveAdapterRequest, context: Context) -> pb.ResolveAdapterResponse:
+        reference = check_reference(request.reference, "reference")
+        found = await self._store.aliases.resolve(reference, base_model_digest=request.base_model_digest)
+        return pb.ResolveAdapterResponse(version=messages.write_version(found.version), revision=found.revision)
+
+    async def GetLineage(self, request: pb.GetLineageRequest, context: Context) -> pb.GetLineageResponse:
+        _not_yet("GetLineage")
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        status = await self._store.changes.status()
+        return pb.GetStatusResponse(
+            store_id=status.store_id,
+            revision=status.revision,
+            compacted_revision=status.compacted_revision,
+            server_version=package_version("loraplex"),
+        )
+
+    async def ListAuditEntries(
+        self, request: pb.ListAuditEntriesRequest, context: Context
+    ) -> pb.ListAuditEntriesResponse:
+        page = await self._store.audit.list(read_page(request), adapter=request.adapter, actor=request.actor)
+        return pb.ListAuditEntriesResponse(
+            entries=[
+                pb.AuditEntry(
+                    revision=one.revision,
+                    time=messages.write_time(one.time),
+                    actor=one.actor,
+                    action=one.action,
+                    resource=one.resource,
+                    request_id=one.request_id,
+                    before=one.before,
+                    after=one.after,
+                )
+                for one in page.items
+            ],
+            next_page_token=page.next_token,
+        )
+
+    async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:
+        _not_yet("CreateToken")
+
+    async def ListTokens(self, request: pb.ListTokensRequest, context: Context) -> pb.ListTokensResponse:
+        _not_yet("ListTokens")
+
+    async def RevokeToken(self, request: pb.RevokeTokenRequest, context: Context) -> pb.RevokeTokenResponse:
+        _not_yet("RevokeToken")
+
+
+def _call(action: str, request: Any) -> Call:
+    return read_call(action, request, actor=actor())
+
+
+def _not_yet(what: str) -> NoReturn:
+    raise NotImplementedYet(f"{what} is part of the contract and not of this release")
+
+
+def _check_alias(alias: str) -> str:
+    return check_name(alias, "alias") if alias else DEFAULT_ALIAS
+
+
+def _expected(request: pb.PromoteAdapterVersionRequest | pb.RollbackAliasRequest) -> int | None:
+    return request.expected_version if request.HasField("expected_version") else None
+
+
+def _write_moved(moved: MovedAlias) -> dict[str, Any]:
+    return {
+        "alias": messages.write_alias(moved.alias),
+        "before": messages.write_targets(moved.before),
+        "revision": moved.revision,
+    }
+
+
+def _check_base_manifest(manifest: Manifest) -> Manifest:
+    if not config_digest(manifest) or not weights_digest(manifest):
+        paths = ", ".join(file.path for file in manifest.files[:10])
+        raise InvalidManifest(f"expected config.json and *.safetensors, found {paths}", field="manifest")
+    return manifest
+
+
+async def _chunks(parts: AsyncIterator[pb.UploadBlobRequest]) -> AsyncIterator[bytes]:
+    async for part in parts:
+        if part.WhichOneof("part") != "chunk":
+            raise InvalidRequest("expected a chunk in every message but the first, found another", field="chunk")
+        if len(part.chunk) > CHUNK_BYTES:
+            raise InvalidRequest(f"chunk: expected at most {CHUNK_BYTES} bytes, found {len(part.chunk)}", field="chunk")
+        yield part.chunk
