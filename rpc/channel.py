@@ -10,6 +10,14 @@ from rpc.security import ClientSecurity
 from rpc.server import OPTIONS
 
 
+# gRPC would wait up to two minutes before it tries a lost server again; a worker must notice a restart in seconds.
+RECONNECT: tuple[tuple[str, int], ...] = (
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.min_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+)
+
+
 def connect(target: str, *, security: ClientSecurity | None = None) -> grpc.aio.Channel:
     """A channel to `host:port` or `unix:path`. Connecting happens with the first call."""
     security = security or ClientSecurity()
@@ -17,8 +25,8 @@ def connect(target: str, *, security: ClientSecurity | None = None) -> grpc.aio.
     interceptors = [kind(security.token) for kind in kinds] if security.token else []
     credentials = security.credentials()
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)
-    return grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=interceptors)
+        return grpc.aio.insecure_channel(target, options=(*OPTIONS, *RECONNECT), interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials, options=(*OPTIONS, *RECONNECT), interceptors=interceptors)
 
 
 class _Bearer:

@@ -1,0 +1,72 @@
+"""The `registry` command: serve, and everything a person or a script asks of a registry.
+
+`registry.exits` lists the exit codes. Everything heavy is imported by the command that needs it, so that
+`registry --help` is quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from registry import exits
+from registry.commands.base import base
+from registry.commands.look import list_adapters, resolve, show, status, watch
+from registry.commands.publish import promote, register, retire
+from registry.options import global_options
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    return exits.run(cli, arguments, name="registry")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@global_options(read_environment=True)
+def cli() -> None:
+    """Keeps LoRA adapters: versions, aliases, and who serves what.
+
+    \b
+    registry base add smollm2 ./SmolLM2-135M-Instruct
+    registry register ./my-adapter --name sql --base smollm2
+    registry promote sql 1 --wait
+    """
+
+
+@cli.command()
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen; loopback unless callers prove who they are.")
+@click.option("--data-dir", metavar="DIR", help="Where files and the registry's own Postgres live.")
+@click.option("--database-url", metavar="URL", help="A Postgres server to use instead of its own.  [DATABASE_URL]")
+@click.option("--tls-cert", metavar="FILE", help="TLS certificate.")
+@click.option("--tls-key", metavar="FILE", help="Its key.")
+@click.option("--client-ca", metavar="FILE", help="CA of client certificates, which callers must then show.")
+@click.option("--token-file", metavar="FILE", help="Lines of `NAME SHA256-IN-HEX`, one per bearer token.")
+@click.option("--drain-s", metavar="SECONDS", help="How long running calls may take to finish at the end.")
+def serve(database_url: str | None, **given: str | None) -> None:
+    """Run a registry until SIGTERM or Ctrl-C.
+
+    Each option is also an environment variable, LORAPLEX_REGISTRY_LISTEN and so on.
+    """
+    from registry import app
+    from registry.settings import PREFIX, read_settings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    environ = dict(os.environ)
+    environ |= {PREFIX + name.upper(): value for name, value in given.items() if value is not None}
+    if database_url is not None:
+        environ["DATABASE_URL"] = database_url
+    asyncio.run(app.run(read_settings(environ)))
+
+
+for _command in (base, list_adapters, promote, register, resolve, retire, show, status, watch):
+    cli.add_command(_command)

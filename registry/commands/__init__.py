@@ -1,0 +1,1 @@
+"""The subcommands of `registry`: arguments into calls of the client, answers into tables or JSON."""

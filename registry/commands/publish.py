@@ -1,0 +1,197 @@
+"""`registry register`, `promote` and `retire`: everything that changes an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from registry.options import Session, global_options, with_session
+
+if TYPE_CHECKING:
+    from registry.fleet import WorkerStanding
+    from registry.resources import AdapterVersion, Alias
+
+# A version's number travels as uint32 and is stored as a signed 32-bit integer.
+VERSION = click.IntRange(1, 2**31 - 1)
+
+
+def _read_labels(_: click.Context, __: click.Parameter, found: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for one in found:
+        key, separator, value = one.partition("=")
+        if not separator or not key:
+            raise click.BadParameter(f"expected KEY=VALUE, found {one!r}")
+        labels[key] = value
+    return labels
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--name", required=True, help="The adapter to register under; made with its first version.")
+@click.option("--base", "base_model", required=True, help="The base model that it was trained for.")
+@click.option("--parent", default="", metavar="NAME:NUMBER", help="The version that it was trained from.")
+@click.option("--git-commit", default="", help="Commit of the training code.")
+@click.option("--run-uri", default="", help="The training run.")
+@click.option("--dataset", "datasets", multiple=True, metavar="URI", help="A data set it was trained on; repeatable.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=_read_labels, help="Repeatable.")
+@click.option("--promote", "alias", metavar="ALIAS", help="Point this alias at the version afterwards.")
+@click.option("--dry-run", is_flag=True, help="Check everything and keep no version.")
+@global_options(read_environment=False)
+@click.pass_context
+def register(
+    context: click.Context,
+    *,
+    path: Path,
+    name: str,
+    base_model: str,
+    parent: str,
+    git_commit: str,
+    run_uri: str,
+    datasets: tuple[str, ...],
+    labels: dict[str, str],
+    alias: str | None,
+    dry_run: bool,
+) -> None:
+    """Register the PEFT folder PATH as the next version of an adapter.
+
+    PATH holds adapter_config.json and adapter_model.safetensors. The same files again give the version already there.
+    """
+    if dry_run and alias:
+        raise click.UsageError("--dry-run registers nothing that --promote could point at", context)
+
+    async def work(session: Session) -> None:
+        from adapter.names import check_name
+        from registry.printing import byte_progress
+        from registry.resources import Provenance
+
+        check_name(name)
+        if alias is not None:
+            check_name(alias, what="alias")
+        with byte_progress(f"uploading {path.name}") as progress:
+            registered = await session.client.register(
+                path,
+                adapter=name,
+                base_model=base_model,
+                parent=parent,
+                provenance=Provenance(git_commit, run_uri, datasets, labels),
+                validate_only=dry_run,
+                on_progress=progress,
+            )
+        version = registered.version
+        promoted = await session.client.promote(name, version.number, alias=alias) if alias is not None else None
+        if session.printer.as_json:
+            document: dict[str, object] = {
+                "version": version,
+                "revision": promoted.revision if promoted else registered.revision,
+                "created": registered.created,
+            }
+            if promoted:
+                document |= {"alias": promoted.alias, "changed": promoted.changed}
+            session.printer.document(document)
+            return
+        session.printer.line(_registered_line(version, created=registered.created, dry_run=dry_run))
+        if promoted is not None:
+            session.printer.line(_promoted_line(promoted.alias, changed=promoted.changed, dry_run=False))
+
+    with_session(context, work)
+
+
+def _registered_line(version: AdapterVersion, *, created: bool, dry_run: bool) -> str:
+    from registry.printing import short, size
+
+    facts = (
+        f"rank {version.rank}, {', '.join(version.target_modules)}, {size(version.size_bytes)}, {short(version.digest)}"
+    )
+    if dry_run:
+        return f"would register {version.adapter} ({facts})"
+    what = "registered" if created else "already there:"
+    return f"{what} {version.adapter}:{version.number} ({facts})"
+
+
+def _promoted_line(alias: Alias, *, changed: bool, dry_run: bool) -> str:
+    from registry.printing import targets
+
+    where = f"{alias.adapter}@{alias.alias}"
+    if not changed:
+        return f"{where} already points at version {targets(alias.targets)}"
+    return f"{where} {'would point' if dry_run else 'now points'} at version {targets(alias.targets)}"
+
+
+@click.command()
+@click.argument("name")
+@click.argument("version", type=VERSION)
+@click.option("--alias", default="production", show_default=True, help="The alias to move; made when it is new.")
+@click.option("--expect", type=click.IntRange(0), metavar="N", help="Only if it points at N now; 0: only if it is new.")
+@click.option("--message", default="", help="Why; kept in the alias's history.")
+@click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
+@click.option("--wait", is_flag=True, help="Wait until every live worker serves the version.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=120, show_default=True, metavar="SECONDS")
+@global_options(read_environment=False)
+@click.pass_context
+def promote(
+    context: click.Context,
+    *,
+    name: str,
+    version: int,
+    alias: str,
+    expect: int | None,
+    message: str,
+    dry_run: bool,
+    wait: bool,
+    timeout_s: float,
+) -> None:
+    """Point an alias of the adapter NAME at VERSION. Workers load it beside the old one, then switch."""
+    if dry_run and wait:
+        raise click.UsageError("--dry-run changes nothing that --wait could wait for", context)
+
+    async def work(session: Session) -> None:
+        from registry.fleet import wait_until_served
+        from registry.printing import worker_progress
+
+        promoted = await session.client.promote(
+            name, version, alias=alias, expected_version=expect, validate_only=dry_run, message=message
+        )
+        if not session.printer.as_json:
+            session.printer.line(_promoted_line(promoted.alias, changed=promoted.changed, dry_run=dry_run))
+        serving: list[WorkerStanding] = []
+        if wait:
+            base_model = (await session.client.get_adapter(name)).base_model
+            with worker_progress() as progress:
+                serving = await wait_until_served(
+                    session.client, promoted.alias, base_model=base_model, timeout_s=timeout_s, on_change=progress
+                )
+        if session.printer.as_json:
+            document = {
+                "alias": promoted.alias,
+                "before": list(promoted.before),
+                "revision": promoted.revision,
+                "changed": promoted.changed,
+            }
+            session.printer.document(document | ({"workers": serving} if wait else {}))
+        elif wait:
+            workers = ", ".join(one.worker for one in serving)
+            session.printer.line(f"served by {workers}" if serving else "no live worker runs its base model")
+
+    with_session(context, work)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("version", type=VERSION)
+@click.option("--force", is_flag=True, help="Although aliases point at it; they then answer with an error.")
+@click.option("--message", default="", help="Why; kept in the audit log.")
+@global_options(read_environment=False)
+@click.pass_context
+def retire(context: click.Context, name: str, version: int, force: bool, message: str) -> None:
+    """Withdraw VERSION of the adapter NAME: it can no longer be resolved or promoted."""
+
+    async def work(session: Session) -> None:
+        retired = await session.client.retire(name, version, force=force, message=message)
+        if session.printer.as_json:
+            session.printer.document(retired)
+        else:
+            session.printer.line(f"retired {name}:{version}")
+
+    with_session(context, work)

@@ -1,0 +1,135 @@
+"""Files to the registry and back, over streams of chunks. Knows digests and offsets, not what the files are."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from loraplex.registry.v1 import registry_service_pb2 as pb
+from loraplex.registry.v1 import registry_service_pb2_grpc as rpcs
+from registry.errors import BlobCorrupted, DeadlineExceeded, RegistryError
+from registry.retries import MAX_ATTEMPTS, backoff_s
+from rpc.status import from_rpc_error
+
+# The contract's largest chunk.
+CHUNK_BYTES = 2**20
+# A stream that brings nothing for this long is taken for broken.
+STALL_S = 30.0
+
+OnBytes = Callable[[int], None]
+"""Told how many bytes of the file are done."""
+
+
+async def upload(
+    stub: rpcs.RegistryServiceStub, path: Path, *, digest: str, size_bytes: int, on_bytes: OnBytes | None
+) -> bool:
+    """One attempt to store a file; false when it was there, in which case the rest is not sent.
+
+    Raises RegistryError, and OSError when the file cannot be read.
+    """
+    # The generated types know only the style with an iterator; an error of our own in one looks like a cancellation.
+    begin: Any = stub.UploadBlob
+    call = begin()
+    try:
+        await _send(call, path, pb.BlobHeader(digest=digest, size_bytes=size_bytes), on_bytes)
+        async with asyncio.timeout(STALL_S):
+            answer = await call
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error, RegistryError) from error
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"{path.name}: the registry took nothing for {STALL_S:.0f} s") from error
+    finally:
+        call.cancel()  # does nothing to a call that has ended
+    if on_bytes is not None:
+        on_bytes(size_bytes)
+    return not answer.existed
+
+
+async def _send(call: Any, path: Path, header: pb.BlobHeader, on_bytes: OnBytes | None) -> None:
+    done = 0
+    with path.open("rb") as file:
+        message = pb.UploadBlobRequest(header=header)
+        while True:
+            try:
+                async with asyncio.timeout(STALL_S):
+                    await call.write(message)
+            except asyncio.InvalidStateError:
+                return  # The registry has answered: it has the file, or refuses it.
+            if message.WhichOneof("part") == "chunk":
+                done += len(message.chunk)
+                if on_bytes is not None:
+                    on_bytes(done)
+            chunk = await asyncio.to_thread(file.read, CHUNK_BYTES)
+            if not chunk:
+                break
+            message = pb.UploadBlobRequest(chunk=chunk)
+    await call.done_writing()
+
+
+async def download(stub: rpcs.RegistryServiceStub, digest: str, path: Path, *, on_bytes: OnBytes | None) -> None:
+    """Writes a stored file to a path; it appears there whole, or not at all.
+
+    Goes on from where a broken connection left off, as long as every few attempts bring something. Raises
+    RegistryError, and OSError when the file cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    hasher = hashlib.sha256()
+    done, failures = 0, 0
+    try:
+        with part.open("wb") as file:
+            while True:
+                call: Any = stub.ReadBlob(pb.ReadBlobRequest(digest=digest, offset_bytes=done))
+                try:
+                    while chunk := await _next_chunk(call):
+                        await asyncio.to_thread(_keep, chunk, file, hasher)
+                        done, failures = done + len(chunk), 0
+                        if on_bytes is not None:
+                            on_bytes(done)
+                    break
+                except RegistryError as error:
+                    failures += 1
+                    if error.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED") or failures == MAX_ATTEMPTS:
+                        raise
+                    await asyncio.sleep(backoff_s(failures - 1, error))
+                finally:
+                    call.cancel()
+            await asyncio.to_thread(_sync, file)
+        found = f"sha256:{hasher.hexdigest()}"
+        if found != digest:
+            raise BlobCorrupted(f"expected {digest}, received {done} bytes with {found}")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+async def _next_chunk(call: Any) -> bytes:
+    """The next piece; empty at the end of the file."""
+    try:
+        async with asyncio.timeout(STALL_S):
+            while (message := await call.read()) is not grpc.aio.EOF:
+                if message.chunk:
+                    return bytes(message.chunk)
+            # The end of the messages is not yet the end of the file: the status says which one it is.
+            if await call.code() is not grpc.StatusCode.OK:
+                await call
+        return b""
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error, RegistryError) from error
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"the registry sent nothing for {STALL_S:.0f} s") from error
+
+
+def _keep(chunk: bytes, file: Any, hasher: Any) -> None:
+    hasher.update(chunk)
+    file.write(chunk)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
