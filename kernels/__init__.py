@@ -6,16 +6,16 @@ signature. Here the device is chosen, and nothing else. A CPU compiles its path 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from kernels.errors import KernelError, UnsupportedDevice, UnsupportedTensor
 from kernels.segments import Segments, group
 from kernels.site import Site
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = [
     "KernelError",
@@ -35,9 +35,10 @@ __all__ = [
 ]
 
 
-def warm_up(device: str = "cpu") -> None:
+def warm_up(device: str = "cpu", dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float32)) -> None:
     """Compiles every op for a device, or loads what an earlier process compiled, so that no request waits for it."""
-    _ops(device).warm_up()
+    for dtype in dtypes:
+        _ops(device).warm_up(dtype)
 
 
 def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 class Segments:
     """M entries sorted by slot, in S segments. Tensors live on the device of the batch.
 
-    rows: int32 [M], the row of the batch; weights: float32 [M], multiplies the adapter's own scale;
-    starts: int32 [S + 1], where each segment begins in the entries; slots: int32 [S].
+    rows: int32 [M], the row of the batch, distinct within a segment; weights: float32 [M], multiplies the adapter's own
+    scale; starts: int32 [S + 1], where each segment begins in the entries; slots: int32 [S].
     is_composed: False only where no row has two entries, which spares expand the sum over them.
     """
 
@@ -38,7 +38,8 @@ class Segments:
 def group(uses: Sequence[Sequence[tuple[int, float]]], *, device: torch.device | str = "cpu") -> Segments | None:
     """Groups the rows of a batch; `uses[t]` are row t's (slot, weight) pairs, empty for the base model.
 
-    Returns None when no row uses an adapter. The order within a segment is the order of the rows.
+    Returns None when no row uses an adapter. The order within a segment is the order of the rows; a slot that a row
+    names twice has one entry there, with the sum of the weights.
     """
     rows = np.fromiter((t for t, row in enumerate(uses) for _ in row), dtype=np.int32)
     slots = np.fromiter((slot for row in uses for slot, _ in row), dtype=np.int32, count=rows.size)
@@ -49,17 +50,24 @@ def group(uses: Sequence[Sequence[tuple[int, float]]], *, device: torch.device |
 def group_entries(
     rows: np.ndarray, slots: np.ndarray, weights: np.ndarray, *, device: torch.device | str = "cpu"
 ) -> Segments | None:
-    """`group` for entries as arrays: int32 [M], int32 [M], float32 [M]. The order within a slot stays as it is."""
+    """`group` for entries as arrays: int32 [M], int32 [M], float32 [M], in the order of the rows."""
     if rows.size == 0:
         return None
     if slots.min() < 0:
         raise ValueError(f"expected slots >= 0, found {slots.min()}: a row without an adapter has no entry")
-    order = np.argsort(slots, kind="stable")
-    rows, slots, weights = rows[order], slots[order], weights[order]
+    is_composed = int(np.bincount(rows).max()) > 1
+    if is_composed:
+        entries, place = np.unique(slots.astype(np.int64) << 32 | rows, return_inverse=True)
+        slots, rows = (entries >> 32).astype(np.int32), (entries & 0xFFFFFFFF).astype(np.int32)
+        weights = np.bincount(place, weights=weights).astype(np.float32)
+    else:
+        order = np.argsort(slots, kind="stable")
+        rows, slots, weights = rows[order], slots[order], weights[order]
     heads = np.flatnonzero(np.r_[True, slots[1:] != slots[:-1]])
     return Segments(
         rows=torch.from_numpy(rows).to(device),
         weights=torch.from_numpy(weights).to(device),
         starts=torch.from_numpy(np.r_[heads, rows.size].astype(np.int32)).to(device),
         slots=torch.from_numpy(slots[heads]).to(device),
+        is_composed=is_composed,
     )

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from kernels.errors import UnsupportedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Site:
     a_start: int64 [N] and b_start: int64 [N, P], offsets in elements of the arena, multiples of 8 so that A and each B
     begin aligned to 16 bytes. ranks: int32 [N, P]. scales: float32 [N, P], the adapter's own alpha / rank. The tables
     of a slot that no segment names are never read, nor is the arena beyond a slot's rank rows.
+
+    Raises UnsupportedTensor where a table has another dtype or shape or is not dense: kernels read them as they are.
     """
 
     in_features: int
@@ -32,6 +37,20 @@ class Site:
     ranks: Tensor
     b_start: Tensor
     scales: Tensor
+
+    def __post_init__(self) -> None:
+        slots, parts = self.a_start.shape[0], len(self.columns) - 1
+        for name, table, dtype, shape in (
+            ("a_start", self.a_start, torch.int64, (slots,)),
+            ("ranks", self.ranks, torch.int32, (slots, parts)),
+            ("b_start", self.b_start, torch.int64, (slots, parts)),
+            ("scales", self.scales, torch.float32, (slots, parts)),
+        ):
+            if table.dtype != dtype or table.shape != shape or not table.is_contiguous():
+                raise UnsupportedTensor(
+                    f"expected {name} of dense {dtype} {shape}, "
+                    f"found {table.dtype} {tuple(table.shape)}, strides {table.stride()}"
+                )
 
     @property
     def out_features(self) -> int:

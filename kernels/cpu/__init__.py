@@ -8,34 +8,32 @@ indices of a batch are trusted, as no one but their owner writes them.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from functools import cache
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.cpu import attention, lora, rows
-from kernels.cpu.native import NativeFunction, compile_native
+from kernels.cpu.compiled import native_ops
+from kernels.cpu.native import NativeFunction
 from kernels.errors import UnsupportedTensor
 from kernels.segments import Segments
 from kernels.site import Site
 
-# Multiply-adds to which an element of a small op is as much work as one more multiply-add is little: it streams.
+# An element that is read, changed and written costs about as much as this many multiply-adds.
 STREAMED = 4
 
 
-def warm_up() -> None:
-    """Makes every native function ready: half a minute on a new machine, under a second once numba has cached them."""
-    _native()
+def warm_up(dtype: torch.dtype) -> None:
+    """Makes every op ready for one dtype: 10 seconds on a new machine, under half a second from numba's cache."""
+    native_ops(dtype)
 
 
 def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
     """kernels.reference.shrink."""
     _check_rows("x", x, dtype=arena.dtype, width=site.in_features)
     s = torch.empty(segments.num_entries, max_rank, dtype=torch.float32)
-    _native()["shrink", x.dtype].run(
+    native_ops(x.dtype).shrink.run(
         x.data_ptr(),
         arena.data_ptr(),
         s.data_ptr(),
@@ -58,12 +56,12 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
     """kernels.reference.expand."""
     _check_rows("y", y, dtype=arena.dtype, width=site.columns[-1])
     if not segments.is_composed:
-        _run_expand(_native()["expand", arena.dtype], s, arena, site=site, segments=segments, y=y)
+        _run_expand(native_ops(arena.dtype).expand, s, arena, site=site, segments=segments, y=y)
     elif y.dtype == torch.float32:
-        _run_expand(_native()["compose", arena.dtype], s, arena, site=site, segments=segments, y=y)
+        _run_expand(native_ops(arena.dtype).compose, s, arena, site=site, segments=segments, y=y)
     else:
         total = y.float()
-        _run_expand(_native()["compose", arena.dtype], s, arena, site=site, segments=segments, y=total)
+        _run_expand(native_ops(arena.dtype).compose, s, arena, site=site, segments=segments, y=total)
         touched = segments.rows.long()
         y[touched] = total[touched].to(y.dtype)
 
@@ -77,7 +75,7 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tens
         return
     _check_heads("k", k, k_cache)
     _check_heads("v", v, v_cache)
-    _native()["write_kv", None].run(
+    native_ops(k.dtype).write_kv.run(
         k.data_ptr(),
         v.data_ptr(),
         k_cache.data_ptr(),
@@ -117,7 +115,7 @@ def attend(
         )
     _check_heads("q", q, k_cache)
     out = torch.empty(num_rows, num_heads, size, dtype=q.dtype)
-    _native()["attend", q.dtype].run(
+    native_ops(q.dtype).attend.run(
         q.data_ptr(),
         k_cache.data_ptr(),
         v_cache.data_ptr(),
@@ -146,7 +144,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
     if residual is not None:
         _check_rows("residual", residual, dtype=x.dtype, width=width)
     out = torch.empty(num_rows, width, dtype=x.dtype)
-    _native()["rms_norm", x.dtype].run(
+    native_ops(x.dtype).rms_norm.run(
         x.data_ptr(),
         weight.data_ptr(),
         0 if residual is None else residual.data_ptr(),
@@ -171,7 +169,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
         raise UnsupportedTensor(f"expected dense cos and sin of at most {size // 2} columns, found {half}")
     if q.stride()[1:] != (size, 1) or k.stride()[1:] != (size, 1) or q.dtype != k.dtype:
         raise UnsupportedTensor(f"expected dense heads of one dtype and size, found {q.shape} and {k.shape}")
-    _native()["rotary", q.dtype].run(
+    native_ops(q.dtype).rotary.run(
         q.data_ptr(),
         k.data_ptr(),
         cos.data_ptr(),
@@ -192,7 +190,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     _check_rows("gate_up", gate_up, dtype=gate_up.dtype, width=2 * width)
     out = torch.empty(num_rows, width, dtype=gate_up.dtype)
-    _native()["silu_mul", gate_up.dtype].run(
+    native_ops(gate_up.dtype).silu_mul.run(
         gate_up.data_ptr(),
         out.data_ptr(),
         num_rows,
@@ -225,39 +223,15 @@ def _run_expand(native: NativeFunction, s: Tensor, arena: Tensor, *, site: Site,
 
 
 @cache
-def _native() -> Mapping[tuple[str, torch.dtype | None], NativeFunction]:
-    bf16, f32 = torch.bfloat16, torch.float32
-    return MappingProxyType(
-        {
-            ("shrink", bf16): compile_native(lora.shrink_bf16, words=lora.SHRINK_WORDS),
-            ("shrink", f32): compile_native(lora.shrink_f32, words=lora.SHRINK_WORDS),
-            ("expand", bf16): compile_native(lora.expand_bf16, words=lora.EXPAND_WORDS),
-            ("expand", f32): compile_native(lora.expand_f32, words=lora.EXPAND_WORDS),
-            ("compose", bf16): compile_native(lora.compose_bf16, words=lora.EXPAND_WORDS),
-            ("compose", f32): compile_native(lora.compose_f32, words=lora.EXPAND_WORDS),
-            ("write_kv", None): compile_native(attention.write_kv, words=attention.WRITE_KV_WORDS),
-            ("attend", bf16): compile_native(attention.attend_bf16, words=attention.ATTEND_WORDS),
-            ("attend", f32): compile_native(attention.attend_f32, words=attention.ATTEND_WORDS),
-            ("rms_norm", bf16): compile_native(rows.rms_norm_bf16, words=rows.RMS_NORM_WORDS),
-            ("rms_norm", f32): compile_native(rows.rms_norm_f32, words=rows.RMS_NORM_WORDS),
-            ("rotary", bf16): compile_native(rows.rotary_bf16, words=rows.ROTARY_WORDS),
-            ("rotary", f32): compile_native(rows.rotary_f32, words=rows.ROTARY_WORDS),
-            ("silu_mul", bf16): compile_native(rows.silu_mul_bf16, words=rows.SILU_MUL_WORDS),
-            ("silu_mul", f32): compile_native(rows.silu_mul_f32, words=rows.SILU_MUL_WORDS),
-        }
-    )
-
-
-@cache
 def _words(numbers: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
     """Numbers where compiled code can read them, kept for the life of the process: a site's columns never change."""
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def _check_rows(name: str, tensor: Tensor, *, dtype: torch.dtype, width: int) -> None:
-    if tensor.dtype != dtype or tensor.shape[1] != width or tensor.stride(1) != 1 or dtype not in _SUPPORTED:
+    if tensor.dtype != dtype or tensor.shape[1] != width or tensor.stride(1) != 1:
         raise UnsupportedTensor(
-            f"expected {name} of bfloat16 or float32, dense rows of {width} {dtype}, "
+            f"expected {name} of dense rows of {width} {dtype}, "
             f"found shape {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}"
         )
 
@@ -269,6 +243,3 @@ def _check_heads(name: str, tensor: Tensor, cache: Tensor) -> None:
             f"expected {name} of dense heads of {size} {cache.dtype}, "
             f"found shape {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.dtype}"
         )
-
-
-_SUPPORTED = frozenset({torch.bfloat16, torch.float32})

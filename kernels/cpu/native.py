@@ -10,8 +10,11 @@ second pool (numba's) would fight the first for the cores: OpenMP threads spin f
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import logging
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numba import cfunc, types
+from numba import cfunc, config, types
 
 # Below this many multiply-adds (a few microseconds) entering the pool, about 2 microseconds, does not pay.
 ALONE_BELOW = 1 << 15
@@ -28,6 +31,7 @@ ALONE_BELOW = 1 << 15
 # it back from a busy event loop would take longer than the work.
 RELEASE_FROM = 1 << 26
 
+_config: Any = config  # its attributes are made at run time
 _log = logging.getLogger(__name__)
 _SIGNATURE = types.void(types.int64)
 _Parallel = Callable[[int, Any, int, int], None]
@@ -58,13 +62,37 @@ class NativeFunction:
 
 
 def compile_native(function: Callable[[int], None], *, words: str) -> NativeFunction:
-    """Compiles for this machine, or loads what numba cached: beside the source, or in the user's cache directory.
+    """Compiles for this machine, or loads what an earlier process compiled.
 
     `words` are the struct characters of the words after the counter: q is an integer, d a double.
     """
-    compiled: Any = cfunc(_SIGNATURE, cache=True)(function)
+    place = _cache_place()
+    usual, _config.CACHE_DIR = _config.CACHE_DIR, place
+    try:
+        compiled: Any = cfunc(_SIGNATURE, cache=bool(place))(function)
+    finally:
+        _config.CACHE_DIR = usual
     call = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
     return NativeFunction(struct.Struct("=q" + words), compiled.address, call, compiled)
+
+
+@cache
+def _cache_place() -> str:
+    """Where machine code is kept, named by the digest of all sources here; "" where nothing can be written.
+
+    Left to itself numba looks only at the file of the function that it compiles, and would run on with the old code of
+    a changed `vector.py`.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
+    for base in (here / "__pycache__", Path.home() / ".cache" / "loraplex"):
+        place = base / f"native-{digest}"
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if os.access(place, os.W_OK):
+                return str(place)
+    _log.warning("no directory for machine code can be written: the CPU kernels are compiled anew in each process")
+    return ""
 
 
 @cache
