@@ -203,7 +203,9 @@ class Worker:
                 if event.index + 1 == self._cancel_after[event.request_id]:
                     self.engine.cancel(event.request_id)
             else:
-                self._ends.pop(event.request_id).set_result(event)
+                end = self._ends.pop(event.request_id)
+                if not end.cancelled():
+                    end.set_result(event)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ class Room(Adapters):
     def __init__(self, sites, modules, *, capacity_bytes=ADAPTER_BYTES, wait_s=30.0):
         self.bank = Bank(sites, capacity_bytes=capacity_bytes, dtype=torch.float32, max_slots=64)
         self.reads = 0
+        self.placed = []
         self.may_read = threading.Event()
         self.may_read.set()
         self.is_reading = asyncio.Event()
@@ -43,7 +44,9 @@ class Room(Adapters):
 
     async def _reserve(self, digest, num_bytes):
         self.is_reserving.set()
-        return await super()._reserve(digest, num_bytes)
+        slot = await super()._reserve(digest, num_bytes)
+        self.placed.append(digest)
+        return slot
 
 
 @pytest.fixture
@@ -215,23 +218,18 @@ async def test_a_load_waits_for_memory_until_a_lease_is_released(make_room, adap
 
 
 async def test_a_small_adapter_does_not_overtake_a_large_one_that_waits_for_memory(make_room, adapter):
-    room, order = make_room(), []
+    room, large, small = make_room(), adapter("large", {"q": 8, "v": 6}), adapter("small", {"q": 1})
     lease = await room.acquire(adapter("a", {"q": 8, "v": 6}))
-
-    async def use(name, ranks):
-        mine = await room.acquire(adapter(name, ranks))
-        order.append(name)
-        mine.release()
-
     room.is_reserving.clear()
-    large = asyncio.create_task(use("large", {"q": 8, "v": 6}))
+    first = asyncio.create_task(room.acquire(large))
     await room.is_reserving.wait()
     room.is_reserving.clear()
-    small = asyncio.create_task(use("small", {"q": 1}))
+    second = asyncio.create_task(room.acquire(small))
     await room.is_reserving.wait()
     lease.release()
-    await asyncio.gather(large, small)
-    assert order == ["large", "small"]
+    for mine in await asyncio.gather(first, second):
+        mine.release()
+    assert room.placed[1:] == [large.digest, small.digest]
 
 
 async def test_memory_that_stays_in_use_is_an_error_with_the_numbers(make_room, adapter):
