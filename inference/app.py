@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,82 +65,102 @@ class _Resolution:
     client: RegistryClient | None
 
 
-async def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT. Raises InferenceError, ConfigError and BaseModelRefused before it serves."""
-    security = settings.security()
+@dataclass(frozen=True, slots=True)
+class Core:
+    """A worker without its doors: what computes, and the memory of adapters. `streams.open` is the way in."""
+
+    described: BaseModelDescription
+    tokenizer: Tokenizer
+    model: Llama
+    adapters: Adapters
+    engine: Engine
+    streams: Streams
+    limits: Limits
+
+
+@contextlib.asynccontextmanager
+async def open_core(settings: Settings) -> AsyncIterator[Core]:
+    """Loads the model and starts the engine. Raises InferenceError and BaseModelRefused."""
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     log.info("loading %s", settings.model)
     described = await asyncio.to_thread(describe_base_model, settings.model)
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model)
     model = await asyncio.to_thread(Llama.load, settings.model, settings.dtype, "cpu")
-    await asyncio.to_thread(kernels.warm_up)
+    log.info("compiling the kernels for this processor, or loading what an earlier start compiled")
+    await asyncio.to_thread(kernels.warm_up, "cpu", [model.dtype])
+    streams = Streams()
+    bank = Bank(model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype)
+    adapters = Adapters(
+        bank,
+        Slots(bank.capacity_bytes),
+        sites=model.sites,
+        modules=described.modules,
+        wait_s=settings.load_wait_s,
+    )
+    engine, limits = _engine(settings, model, bank, streams)
+    engine.start()
+    try:
+        yield Core(described, tokenizer, model, adapters, engine, streams, limits)
+    finally:
+        await adapters.close()
+        await asyncio.to_thread(engine.stop)
 
+
+async def run(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT. Raises InferenceError, ConfigError and BaseModelRefused before it serves."""
+    security = settings.security()
     async with contextlib.AsyncExitStack() as stack:
-        streams = Streams()
-        bank = Bank(model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype)
-        adapters = Adapters(
-            bank,
-            Slots(bank.capacity_bytes),
-            sites=model.sites,
-            modules=described.modules,
-            wait_s=settings.load_wait_s,
-        )
-        stack.push_async_callback(adapters.close)
-        engine, limits = _engine(settings, model, bank, streams)
-        engine.start()
-        stack.push_async_callback(asyncio.to_thread, engine.stop)
-
-        found = await _resolution(settings, described, stack)
-        desk = AdapterDesk(found.resolver, adapters)
+        core = await stack.enter_async_context(open_core(settings))
+        found = await _resolution(settings, core.described, stack)
+        desk = AdapterDesk(found.resolver, core.adapters)
         stack.push_async_callback(desk.close)
-        worker_id = _worker_id(settings.state_dir)
+        model = ModelIdentity(
+            name=settings.base_model_name,
+            digest=core.described.digest,
+            vocab_size=core.model.config.vocab_size,
+            max_context=core.limits.max_context,
+        )
+        facts = WorkerFacts(
+            worker_id=_worker_id(settings.state_dir), device="cpu", dtype=str(core.model.dtype).removeprefix("torch.")
+        )
         watcher: Watcher | None = None
         if found.client is not None:
             watcher = Watcher(
                 found.client,
                 found.table,
                 desk,
-                adapters,
+                core.adapters,
                 table_path=settings.state_dir / STATE_FILE,
                 identity=WorkerAccount(
-                    id=worker_id,
+                    id=facts.worker_id,
                     address=settings.advertise or settings.listen,
-                    base_model=settings.base_model_name,
-                    base_model_digest=described.digest,
+                    base_model=model.name,
+                    base_model_digest=model.digest,
                     observed_revision=0,
                     adapters=(),
                 ),
             )
         service = InferenceService(
-            model=ModelIdentity(
-                name=settings.base_model_name,
-                digest=described.digest,
-                vocab_size=model.config.vocab_size,
-                max_context=limits.max_context,
-            ),
-            tokenizer=tokenizer,
+            model=model,
+            tokenizer=core.tokenizer,
             desk=desk,
-            engine=engine,
-            adapters=adapters,
-            streams=streams,
-            metrics=_metrics(settings, engine, adapters, stack),
+            engine=core.engine,
+            adapters=core.adapters,
+            streams=core.streams,
+            metrics=_metrics(settings, core.engine, core.adapters, stack),
             catalog=Catalog(
-                settings.base_model_name,
-                described.digest,
-                adapters=adapters,
+                model.name,
+                model.digest,
+                adapters=core.adapters,
                 known=lambda: [*found.known, *_aliases(found.table)],
             ),
-            facts=WorkerFacts(worker_id=worker_id, device="cpu", dtype=str(model.dtype).removeprefix("torch.")),
+            facts=facts,
             revision=lambda: found.table.revision,
             is_connected=lambda: watcher is not None and watcher.is_connected,
         )
         if watcher is not None:
             following = asyncio.create_task(watcher.run(), name="watcher")
             stack.push_async_callback(_cancel, following)
-
-        async def on_drain() -> None:
-            service.drain()
-
         await serve(
             [
                 Service(
@@ -152,8 +172,8 @@ async def run(settings: Settings) -> None:
             listen=settings.listen,
             security=security,
             drain_s=settings.drain_s,
-            on_ready=lambda port: log.info("worker %s serves on port %d", worker_id, port),
-            on_drain=on_drain,
+            on_ready=lambda port: log.info("worker %s serves on port %d", facts.worker_id, port),
+            on_drain=service.drain,
         )
 
 

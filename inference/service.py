@@ -115,7 +115,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self._start_time.GetCurrentTime()
         self._is_draining = False
 
-    def drain(self) -> None:
+    async def drain(self) -> None:
         """Refuses new work from now on; what runs goes on."""
         self._is_draining = True
 

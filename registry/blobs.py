@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -57,18 +57,29 @@ class BlobStore:
             if time.time() - leftover.lstat().st_mtime > LEFTOVER_AGE_S:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
+    async def missing(self, wanted: Iterable[tuple[str, int]]) -> list[str]:
+        """Digests, of (digest, size) pairs, whose bytes are not here or not intact. Raises BlobTooLarge."""
+        missing = []
+        for digest, size_bytes in wanted:
+            path = self._path(digest)
+            self._check_size(size_bytes)
+            if not (path.exists() and await asyncio.to_thread(_is_intact, path, digest)):
+                missing.append(digest)
+        return missing
+
     async def receive(self, digest: str, size_bytes: int, chunks: AsyncIterator[bytes]) -> bool:
-        """Stores a file; False when it is already there, and then takes no chunk.
+        """Stores a file; False when it is already there, and then its chunks are read and dropped.
 
         Raises BlobMismatch when the bytes are not what digest and size say, BlobTooLarge and StorageFull.
         """
         path = self._path(digest)
-        if size_bytes > self._max_bytes:
-            raise BlobTooLarge(f"expected at most {self._max_bytes} bytes, found {size_bytes}", field="size_bytes")
+        self._check_size(size_bytes)
         # Bytes that changed on disk are replaced by sending them again.
         if path.exists() and await asyncio.to_thread(_is_intact, path, digest):
             if path.stat().st_size != size_bytes:
                 raise BlobMismatch(f"{digest} has {path.stat().st_size} bytes, not {size_bytes}", field="size_bytes")
+            async for _ in chunks:  # ending a stream that is still being sent looks like a failure to some clients
+                pass
             return False
         try:
             descriptor, name = tempfile.mkstemp(dir=self._tmp)
@@ -137,6 +148,10 @@ class BlobStore:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path.absolute())
             yield Path(name)
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._max_bytes:
+            raise BlobTooLarge(f"expected at most {self._max_bytes} bytes, found {size_bytes}", field="size_bytes")
 
     def _path(self, digest: str) -> Path:
         if not is_digest(digest):

@@ -19,7 +19,7 @@ import grpc
 
 from adapter.base_model import BaseModelDescription
 from adapter.errors import AdapterRefused as FilesRefused
-from adapter.manifest import manifest_of_adapter
+from adapter.manifest import Manifest, manifest_of_adapter
 from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1 import registry_service_pb2_grpc as rpcs
 from loraplex.registry.v1 import worker_service_pb2 as worker_pb
@@ -157,8 +157,11 @@ class RegistryClient:
             manifest = await asyncio.to_thread(manifest_of_adapter, folder)
         except FilesRefused as error:
             raise AdapterRefused(str(error), reasons=error.reasons) from error
-        done = 0
+        missing = await self.find_missing_blobs(manifest)
+        done = sum(file.size_bytes for file in manifest.files if file.digest not in missing)
         for file in manifest.files:
+            if file.digest not in missing:
+                continue
 
             def on_file_progress(sent: int, before: int = done) -> None:
                 if on_progress is not None:
@@ -183,6 +186,16 @@ class RegistryClient:
             deadline_s=self._deadline_s + manifest.size_bytes / 100e6,
         )
         return RegisteredVersion(messages.read_version(answer.version), answer.revision, answer.created)
+
+    async def find_missing_blobs(self, manifest: Manifest) -> frozenset[str]:
+        """Digests of the manifest's files that the registry does not have."""
+        blobs = [pb.BlobHeader(digest=file.digest, size_bytes=file.size_bytes) for file in manifest.files]
+        request = pb.FindMissingBlobsRequest(blobs=blobs)
+        # The registry reads what it has to see that it is intact.
+        answer = await self._call(
+            self._registry.FindMissingBlobs, request, deadline_s=self._deadline_s + manifest.size_bytes / 100e6
+        )
+        return frozenset(answer.digests)
 
     async def upload_blob(
         self, path: Path, *, digest: str, size_bytes: int, on_bytes: Callable[[int], None] | None = None

@@ -279,4 +279,4 @@ class NotImplementedYet(RegistryError):
 class PostgresFailed(RegistryError):
     """The embedded Postgres does not start."""
 
-    code, reason = "INTERNAL", "POSTGRES_FAILED"
+    code, reason = "UNAVAILABLE", "POSTGRES_FAILED"

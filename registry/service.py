@@ -7,7 +7,7 @@ from importlib.metadata import version as package_version
 from typing import Any, NoReturn
 
 from adapter.base_model import config_digest, tokenizer_digest, weights_digest
-from adapter.manifest import Manifest
+from adapter.manifest import MAX_FILES, Manifest
 from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from registry import messages
@@ -31,6 +31,8 @@ from registry.store.aliases import MovedAlias
 from registry.store.database import Call
 from rpc.security import actor
 
+# Chunks of an upload that are read and dropped after the answer is known.
+MAX_DISCARDED = 8
 # mypy-protobuf's own context type is private to each stub.
 Context = Any
 
@@ -75,6 +77,14 @@ class RegistryService(RegistryServiceServicer):
             base_models=[messages.write_base_model(one) for one in page.items], next_page_token=page.next_token
         )
 
+    async def FindMissingBlobs(
+        self, request: pb.FindMissingBlobsRequest, context: Context
+    ) -> pb.FindMissingBlobsResponse:
+        if len(request.blobs) > MAX_FILES:
+            raise InvalidRequest(f"blobs: expected at most {MAX_FILES}, found {len(request.blobs)}", field="blobs")
+        missing = await self._blobs.missing((blob.digest, blob.size_bytes) for blob in request.blobs)
+        return pb.FindMissingBlobsResponse(digests=missing)
+
     async def UploadBlob(
         self, request_iterator: AsyncIterator[pb.UploadBlobRequest], context: Context
     ) -> pb.UploadBlobResponse:
@@ -83,7 +93,10 @@ class RegistryService(RegistryServiceServicer):
         if first.WhichOneof("part") != "header":
             raise InvalidRequest("expected the header in the first message, found none", field="header")
         digest = first.header.digest
-        stored = await self._blobs.receive(digest, first.header.size_bytes, _chunks(parts))
+        try:
+            stored = await self._blobs.receive(digest, first.header.size_bytes, _chunks(parts))
+        finally:
+            await _discard(parts)
         return pb.UploadBlobResponse(digest=digest, existed=not stored)
 
     async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
@@ -273,6 +286,14 @@ def _check_base_manifest(manifest: Manifest) -> Manifest:
         paths = ", ".join(file.path for file in manifest.files[:10])
         raise InvalidManifest(f"expected config.json and *.safetensors, found {paths}", field="manifest")
     return manifest
+
+
+async def _discard(parts: AsyncIterator[pb.UploadBlobRequest]) -> None:
+    """Takes what a client is likely to have sent already: its library may report a broken stream, and not our answer,
+    when it finds the call ended while it writes."""
+    for _ in range(MAX_DISCARDED):
+        if await anext(parts, None) is None:
+            return
 
 
 async def _chunks(parts: AsyncIterator[pb.UploadBlobRequest]) -> AsyncIterator[bytes]:

@@ -22,7 +22,7 @@ from typing import TypeVar
 from rpc.security import ConfigError, Security, read_token_file
 
 PREFIX = "LORAPLEX_REGISTRY_"
-DEFAULT_LISTEN = "127.0.0.1:50061"
+DEFAULT_LISTEN = "127.0.0.1:7100"
 
 T = TypeVar("T")
 

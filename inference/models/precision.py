@@ -23,9 +23,10 @@ class Precision:
 def choose_precision(asked: str, *, published: str, device: torch.device) -> Precision:
     """The dtype to run in. `asked` is "auto", "bfloat16" or "float32"; `published` is the dtype of the weights.
 
-    On a processor, "auto" is bfloat16 only where tiles (AMX) multiply it: with AVX-512 BF16 alone a product of 8 rows
-    or more takes as long as in float32 or up to twice as long (measured with oneDNN 3.12 on a Sapphire Rapids whose
-    AMX was hidden), and only single streams would gain. float16 becomes float32, which holds all of its values.
+    On a processor, "auto" is bfloat16 only where it multiplies that itself (AMX, AVX-512 BF16), and float32 elsewhere,
+    as emulated products are several times slower. Decoding is bound by memory, so half the bytes win: with AVX-512 BF16
+    alone a step takes 0.7 of float32's time at 1 row, 0.8 at 8, 1.1 at 32, but prefill 1.5 (SmolLM2-135M, Sapphire
+    Rapids whose AMX was hidden). float16 becomes float32, which holds all of its values.
     Raises BaseModelRefused on any other name.
     """
     if asked in SERVED:
@@ -38,8 +39,14 @@ def choose_precision(asked: str, *, published: str, device: torch.device) -> Pre
         return Precision(torch.float32, "the weights were published in float16 and it holds every value of that")
     if device.type != "cpu":
         return Precision(torch.bfloat16, "the weights were published in it")
+    feature = _bfloat16_feature()
+    if feature is None:
+        return Precision(torch.float32, "this processor cannot multiply bfloat16 itself")
+    return Precision(torch.bfloat16, f"the weights were published in it and this processor has {feature}")
+
+
+def _bfloat16_feature() -> str | None:
+    """What the processor multiplies bfloat16 with."""
     if torch.cpu._is_amx_tile_supported():
-        return Precision(torch.bfloat16, "the weights were published in it and this processor has AMX")
-    return Precision(
-        torch.float32, "this processor has no AMX, without which bfloat16 batches are slower than float32 ones"
-    )
+        return "AMX"
+    return "AVX-512 BF16" if torch.cpu._is_avx512_bf16_supported() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import shutil
@@ -121,7 +122,8 @@ async def test_a_version_that_cannot_be_loaded_keeps_the_old_one_serving_and_is_
     await system.cli("register", str(tmp_path / "louder"), "--name", "fragile", "--base", e2e.BASE)
     # The registry's stored copy rots before any worker has fetched it.
     sha256 = hashlib.sha256(config.read_bytes()).hexdigest()
-    (blob,) = [path for path in (system.folder / "registry").rglob("*") if path.is_file() and sha256 in path.name]
+    blobs = (path for path in (system.folder / "registry").rglob("*") if path.is_file())
+    (blob,) = [path for path in blobs if "".join(path.parts).endswith(sha256)]
     blob.chmod(0o644)
     blob.write_bytes(blob.read_bytes().replace(b'"lora_alpha": 9', b'"lora_alpha": 7'))
     error = await system.cli("promote", "fragile", "2", "--wait", "--timeout", "40", code=7)
@@ -242,7 +244,10 @@ async def test_a_client_that_is_not_ours_drives_both_services(system: Any, e2e: 
     assert "finished" in messages[-1]
     code, out, err = await buf_curl(system.worker.address, generate, body | {"adapters": [{"reference": "nobody"}]})
     assert (code != 0, out) == (True, "")
-    assert "ADAPTER_NOT_FOUND" in json.dumps(json.loads(err))
+    error = json.loads(err)
+    assert error["code"] == "not_found"
+    infos = [detail["value"] for detail in error["details"] if detail["type"] == "google.rpc.ErrorInfo"]
+    assert b"ADAPTER_NOT_FOUND" in base64.b64decode(infos[0] + "==")
 
 
 async def test_the_command_line_streams_an_answer(system: Any, e2e: Any) -> None:

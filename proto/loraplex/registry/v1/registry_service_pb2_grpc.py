@@ -57,6 +57,11 @@ class RegistryServiceStub:
                 request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListBaseModelsRequest.SerializeToString,
                 response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListBaseModelsResponse.FromString,
                 _registered_method=True)
+        self.FindMissingBlobs = channel.unary_unary(
+                '/loraplex.registry.v1.RegistryService/FindMissingBlobs',
+                request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.FindMissingBlobsRequest.SerializeToString,
+                response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.FindMissingBlobsResponse.FromString,
+                _registered_method=True)
         self.UploadBlob = channel.stream_unary(
                 '/loraplex.registry.v1.RegistryService/UploadBlob',
                 request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.UploadBlobRequest.SerializeToString,
@@ -182,6 +187,14 @@ class RegistryServiceServicer:
 
     def ListBaseModels(self, request, context):
         """ListBaseModels returns base models by name. INVALID_ARGUMENT: a bad page token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindMissingBlobs(self, request, context):
+        """FindMissingBlobs says which of some files have to be uploaded. INVALID_ARGUMENT: a bad digest, or more than 4096
+        files. RESOURCE_EXHAUSTED: a file is larger than the registry's limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -349,6 +362,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListBaseModels,
                     request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListBaseModelsRequest.FromString,
                     response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListBaseModelsResponse.SerializeToString,
+            ),
+            'FindMissingBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindMissingBlobs,
+                    request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.FindMissingBlobsRequest.FromString,
+                    response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.FindMissingBlobsResponse.SerializeToString,
             ),
             'UploadBlob': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadBlob,
@@ -535,6 +553,33 @@ class RegistryService:
             '/loraplex.registry.v1.RegistryService/ListBaseModels',
             loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListBaseModelsRequest.SerializeToString,
             loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListBaseModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindMissingBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.registry.v1.RegistryService/FindMissingBlobs',
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.FindMissingBlobsRequest.SerializeToString,
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.FindMissingBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class RegistryServiceStub:
     """GetBaseModel returns one base model. NOT_FOUND."""
     ListBaseModels: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListBaseModelsRequest, _registry_service_pb2.ListBaseModelsResponse]
     """ListBaseModels returns base models by name. INVALID_ARGUMENT: a bad page token."""
+    FindMissingBlobs: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.FindMissingBlobsRequest, _registry_service_pb2.FindMissingBlobsResponse]
+    """FindMissingBlobs says which of some files have to be uploaded. INVALID_ARGUMENT: a bad digest, or more than 4096
+    files. RESOURCE_EXHAUSTED: a file is larger than the registry's limit.
+    """
     UploadBlob: _grpc.StreamUnaryMultiCallable[_registry_service_pb2.UploadBlobRequest, _registry_service_pb2.UploadBlobResponse]
     """UploadBlob stores one file, content-addressed; storing it again is harmless. The first message must be the
     header. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in another order.
@@ -128,6 +132,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """GetBaseModel returns one base model. NOT_FOUND."""
     ListBaseModels: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListBaseModelsRequest, _registry_service_pb2.ListBaseModelsResponse]  # type: ignore[assignment]
     """ListBaseModels returns base models by name. INVALID_ARGUMENT: a bad page token."""
+    FindMissingBlobs: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.FindMissingBlobsRequest, _registry_service_pb2.FindMissingBlobsResponse]  # type: ignore[assignment]
+    """FindMissingBlobs says which of some files have to be uploaded. INVALID_ARGUMENT: a bad digest, or more than 4096
+    files. RESOURCE_EXHAUSTED: a file is larger than the registry's limit.
+    """
     UploadBlob: _aio.StreamUnaryMultiCallable[_registry_service_pb2.UploadBlobRequest, _registry_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
     """UploadBlob stores one file, content-addressed; storing it again is harmless. The first message must be the
     header. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in another order.
@@ -222,6 +230,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListBaseModelsResponse, _abc.Awaitable[_registry_service_pb2.ListBaseModelsResponse]]:
         """ListBaseModels returns base models by name. INVALID_ARGUMENT: a bad page token."""
+
+    @_abc_1.abstractmethod
+    def FindMissingBlobs(
+        self,
+        request: _registry_service_pb2.FindMissingBlobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.FindMissingBlobsResponse, _abc.Awaitable[_registry_service_pb2.FindMissingBlobsResponse]]:
+        """FindMissingBlobs says which of some files have to be uploaded. INVALID_ARGUMENT: a bad digest, or more than 4096
+        files. RESOURCE_EXHAUSTED: a file is larger than the registry's limit.
+        """
 
     @_abc_1.abstractmethod
     def UploadBlob(
