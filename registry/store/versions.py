@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import false, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from adapter.manifest import Manifest
-from adapter.names import Reference
+from adapter.names import MAX_NUMBER, Reference
 from registry.documents import encode
 from registry.errors import (
     BaseModelNotFound,
@@ -193,9 +193,9 @@ def check_base_model(adapter: AdapterRow, base_model: str) -> None:
 
 async def get_version(session: AsyncSession, adapter: str, number: int) -> AdapterVersion:
     """One version as it is in this transaction. Raises AdapterNotFound and VersionNotFound."""
-    found = (
-        await session.execute(select_versions().where(VersionRow.adapter == adapter, VersionRow.number == number))
-    ).one_or_none()
+    # No version has a number that the column cannot hold, and Postgres would refuse to compare it.
+    is_number = VersionRow.number == number if number <= MAX_NUMBER else false()
+    found = (await session.execute(select_versions().where(VersionRow.adapter == adapter, is_number))).one_or_none()
     if found is None:
         row = await get_adapter(session, adapter)
         raise VersionNotFound(
