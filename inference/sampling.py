@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inference.engine.sequence import Sampled
 
-TOP_P_CANDIDATES = 1024  # tokens looked at before the whole vocabulary is sorted; they hold top_p of most answers
+NUCLEUS_STEPS = (1e-4, 1e-6, 0.0)  # tens, then thousands of tokens are usually this probable; 0 takes all
 UINT64 = (1 << 64) - 1
 GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2**64 / phi, the increment of SplitMix64
 
@@ -81,7 +81,7 @@ def _draw(logits: Tensor, row: RowSampling) -> int:
         # More than top_k can reach the threshold when they tie; a stable sort keeps the lowest ids of those.
         ids = ids[torch.sort(logits[ids], descending=True, stable=True).indices[: row.top_k]].sort().values
     kept = logits if ids is None else logits[ids]
-    probabilities = _softmax(kept, row.temperature)
+    probabilities = torch.softmax((kept - kept.max()) / row.temperature, dim=0)
     if row.top_p < 1.0:
         nucleus = _nucleus(probabilities, row.top_p)
         ids = nucleus if ids is None else ids[nucleus]
@@ -90,30 +90,25 @@ def _draw(logits: Tensor, row: RowSampling) -> int:
         likely = torch.nonzero(probabilities >= row.min_p * probabilities.max()).flatten()
         ids = likely if ids is None else ids[likely]
         probabilities = probabilities[likely]
-    cumulative = probabilities.cumsum(0)
+    cumulative = probabilities.cumsum(0, dtype=torch.float64)  # 150 000 terms would lose bits in float32
     target = cumulative[-1] * uniform(row.seed, row.position)
     index = int(torch.searchsorted(cumulative, target, right=True))  # the first whose cumulative exceeds the target
     index = min(index, cumulative.shape[0] - 1)
     return index if ids is None else int(ids[index])
 
 
-def _softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Probabilities in float64, so that sums over a large vocabulary and tiny temperatures stay exact enough."""
-    wide = logits.double()
-    return torch.softmax((wide - wide.max()) / temperature, dim=0)
-
-
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Indices, ascending, of the smallest set of most likely tokens whose sum reaches top_p; never empty."""
-    candidates = torch.arange(probabilities.shape[0])
-    if probabilities.shape[0] > TOP_P_CANDIDATES:
-        threshold = torch.topk(probabilities, TOP_P_CANDIDATES, sorted=False).values.min()
-        likely = torch.nonzero(probabilities >= threshold).flatten()
-        if float(probabilities[likely].sum()) >= top_p:
-            candidates = likely
+    """Indices, ascending, of the smallest set of most likely tokens whose sum reaches top_p; never empty.
+
+    The set lies within the tokens of at least any probability whose sum reaches top_p, so few need to be sorted.
+    """
+    for least in NUCLEUS_STEPS:
+        candidates = torch.nonzero(probabilities >= least).flatten()
+        if float(probabilities[candidates].sum(dtype=torch.float64)) >= top_p:
+            break
     order = torch.sort(probabilities[candidates], descending=True, stable=True)
-    before = order.values.cumsum(0) - order.values
-    size = max(1, int((before < top_p).sum()))
+    sums = order.values.cumsum(0, dtype=torch.float64)
+    size = 1 + int((sums[:-1] < top_p).sum())
     return candidates[order.indices[:size]].sort().values
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from inference.sampling import TOP_P_CANDIDATES, RowSampling, sample, uniform
+from inference.sampling import NUCLEUS_STEPS, RowSampling, sample, uniform
 
 VOCAB = 12
 
@@ -61,18 +61,15 @@ def test_draws_follow_the_distribution_that_the_filters_leave(name):
         )
 
 
-def test_a_large_vocabulary_is_cut_as_a_small_one_is():
-    logits = random_logits(1, vocab=4 * TOP_P_CANDIDATES)
-    flat, peaked = (
-        logits / 50,
-        logits * 4,
-    )  # the nucleus of the first is beyond the candidates, that of the second is not
-    for case in (flat, peaked):
-        row = RowSampling(temperature=1.0, top_p=0.6)
-        kept = kept_by_definition(case[0], row)
-        drawn = {s.token_id for s in sample(case.expand(300, -1), [RowSampling(1.0, 0.6, seed=i) for i in range(300)])}
-        assert drawn <= kept.keys()
-    assert len(kept) < TOP_P_CANDIDATES < len(kept_by_definition(flat[0], row))
+@pytest.mark.parametrize(("temperature", "steps"), [(0.25, 1), (1.5, 2), (1e-3, 1), (50.0, 2)])
+def test_the_nucleus_is_the_same_however_many_tokens_were_looked_at(temperature, steps):
+    logits, draws = random_logits(1, vocab=20_000), 300
+    rows = [RowSampling(temperature=temperature, top_p=0.6, seed=seed) for seed in range(draws)]
+    kept = kept_by_definition(logits[0], rows[0])
+    probabilities = (logits[0] / temperature).softmax(-1)
+    sums = [float(probabilities[probabilities >= least].sum()) for least in NUCLEUS_STEPS]
+    assert next(step for step, total in enumerate(sums, start=1) if total >= 0.6) == steps
+    assert {s.token_id for s in sample(logits.expand(draws, -1), rows)} <= kept.keys()
 
 
 def test_of_equal_logits_the_lowest_ids_are_kept():
