@@ -1,7 +1,7 @@
 """Paged attention read in place: no copy of the cache, one pass over each sequence's blocks with an online softmax.
 
 A unit of work is one key head of up to 16 queries of one sequence, with all the query heads that share it. Its context
-is walked in tiles of 16 positions, always counted from the sequence's first: the tile's keys and values are brought to
+is walked in tiles of 64 positions, always counted from the sequence's first: the tile's keys and values are brought to
 float32 once, and each query head folds it into its own running maximum, sum and output.
 
     maximum' = max(maximum, scores);  weights = exp(scores - maximum');  correction = exp(maximum - maximum')
@@ -22,7 +22,9 @@ import numpy as np
 from numba import njit
 
 from kernels.cpu.vector import (
+    LANES,
     add,
+    add_4,
     bf16_at,
     claim,
     exp,
@@ -36,6 +38,7 @@ from kernels.cpu.vector import (
     i64_at,
     load,
     load_4,
+    maximum,
     multiply,
     scale_4,
     splat,
@@ -43,6 +46,7 @@ from kernels.cpu.vector import (
     store_4,
     total,
     totals,
+    zeros_4,
     zeros_16,
 )
 
@@ -50,7 +54,7 @@ ATTEND_WORDS = "q" * 15 + "d"
 WRITE_KV_WORDS = "q" * 9
 
 QUERIES = 16  # of a unit: enough to share a tile's conversion, few enough for their outputs to stay in the cache
-TILE = 16  # positions: one vector of scores
+TILE = 64  # positions: four vectors of scores, so that one maximum and one correction serve many
 
 
 def attend_bf16(words: int) -> None:
@@ -81,20 +85,20 @@ def write_kv(words: int) -> None:
 
 
 @njit
-def _attend(words: int, q: Any, k_cache: Any, v_cache: Any, out: Any) -> None:
+def _attend(words: int, q: Any, k_cache: Any, v_cache: Any, out: Any) -> None:  # noqa: PLR0912, PLR0915  # one loop nest
     w = i64_at(words)
     query_starts, context_lens, tables = i32_at(w[5]), i32_at(w[6]), i32_at(w[7])
     num_sequences, table_stride, block_size = w[8], w[9], w[10]
     num_heads, num_key_heads, size, q_stride, window = w[11], w[12], w[13], w[14], w[15]
     scale, group = np.float32(f64_at(words)[16]), num_heads // num_key_heads
-    # A unit's keys, values and outputs in float32, then for each of its rows the running maximum and sum, then lanes.
+    # A unit's keys, values and outputs in float32, then the tile's scores, then the rows' maxima and sums.
     most = QUERIES * group
-    memory = np.empty((2 * TILE + most) * size + 2 * most + TILE, dtype=np.float32)
-    start = memory.ctypes.data
+    memory = np.empty((2 * TILE + most) * size + TILE + 2 * most + LANES, dtype=np.float32)
+    start = (memory.ctypes.data + 63) // 64 * 64  # a vector across two cache lines would be read twice
     keys, values, outputs = f32_at(start), f32_at(start + 4 * TILE * size), f32_at(start + 8 * TILE * size)
-    maxima = f32_at(start + 4 * (2 * TILE + most) * size)
-    sums = f32_at(start + 4 * ((2 * TILE + most) * size + most))
-    lanes = f32_at(start + 4 * ((2 * TILE + most) * size + 2 * most))
+    scores = f32_at(start + 4 * (2 * TILE + most) * size)
+    maxima = f32_at(start + 4 * ((2 * TILE + most) * size + TILE))
+    sums = f32_at(start + 4 * ((2 * TILE + most) * size + TILE + most))
 
     unit = claim(words)
     before = 0  # units of the sequences before
@@ -114,77 +118,110 @@ def _attend(words: int, q: Any, k_cache: Any, v_cache: Any, out: Any) -> None:
             seen_begin = max(0, position - window + 1) if window > 0 else 0
             seen_end = position + row_end - row
             for tile in range(seen_begin // TILE * TILE, seen_end, TILE):
+                block, offset = tile // block_size, tile % block_size
                 for j in range(TILE):
                     at = np.int64(-1)
                     if seen_begin <= tile + j < seen_end:
-                        block = np.int64(tables[b * table_stride + (tile + j) // block_size])
-                        at = ((block * block_size + (tile + j) % block_size) * num_key_heads + key_head) * size
-                    _fetch(k_cache, at, keys, j * size, size)
-                    _fetch(v_cache, at, values, j * size, size)
-                for i in range(num_rows):
-                    own = position + i // group
+                        place = np.int64(tables[b * table_stride + block]) * block_size + offset
+                        at = (place * num_key_heads + key_head) * size
+                    _fetch(k_cache, at, keys, j, size)
+                    _fetch(v_cache, at, values, j, size)
+                    offset += 1
+                    if offset == block_size:
+                        block, offset = block + 1, 0
+                i = 0
+                for t in range(row, row_end):
+                    own = position + t - row
                     oldest = own - window + 1 if window > 0 else 0
                     if tile <= own and oldest < tile + TILE:
-                        place = (row + i // group) * q_stride + (key_head * group + i % group) * size
-                        scores = _scores(q, place, keys, size, scale)
-                        if own < tile + TILE - 1 or tile < oldest:
-                            scores = _masked(scores, lanes, oldest - tile, own - tile)
-                        _fold(scores, values, size, lanes, maxima, sums, outputs, i)
+                        place = t * q_stride + key_head * group * size
+                        for head in range(group):
+                            high = _score(q, place + head * size, keys, size, scale, scores, oldest - tile, own - tile)
+                            _fold(high, scores, values, size, own - tile, maxima, sums, outputs, i + head)
+                    i += group
+            place = (row * num_heads + key_head * group) * size
             for i in range(num_rows):
-                place = ((row + i // group) * num_heads + key_head * group + i % group) * size
                 share = splat(np.float32(1.0) / sums[i])
                 for d in range(0, size, 16):
                     store(out, place + d, multiply(load(outputs, i * size + d), share))
+                place += size
+                if i % group == group - 1:
+                    place += (num_heads - group) * size
             unit = claim(words)
         before = after
     memory[0] = 0.0  # numba frees an array after its last mention, and the pointers above are not mentions
 
 
 @njit
-def _masked(scores: Any, lanes: Any, first_seen: int, last_seen: int) -> Any:
-    """The scores where the query sees the position, elsewhere minus infinity."""
-    store(lanes, 0, scores)
-    for j in range(TILE):
-        if j < first_seen or j > last_seen:
-            lanes[j] = -np.inf
-    return load(lanes, 0)
+def _fetch(cache: Any, at: int, scratch: Any, j: int, size: int) -> None:
+    """Position j's head in float32; zeros for a position (at = -1) that no query of the unit may see.
 
-
-@njit
-def _fetch(cache: Any, at: int, scratch: Any, to: int, size: int) -> None:
-    """A position's head in float32; zeros for a position (at = -1) that no query of the unit may see."""
+    The scratch [4 vectors of positions, size / 16, 16 positions, 16] is laid out for constant distances in a loop.
+    """
+    to = j // LANES * size * LANES + j % LANES * LANES
     for d in range(0, size, 16):
-        store(scratch, to + d, load(cache, at + d) if at >= 0 else splat(np.float32(0.0)))
+        store(scratch, to + d * LANES, load(cache, at + d) if at >= 0 else splat(np.float32(0.0)))
 
 
 @njit
-def _scores(q: Any, place: int, keys: Any, size: int, scale: Any) -> Any:
-    """One query's products with the 16 keys of the tile."""
-    products = zeros_16()
-    for d in range(0, size, 16):
-        products = fma_rows(products, load(q, place + d), keys, d, size)
-    return multiply(totals(products), splat(scale))
+def _score(q: Any, place: int, keys: Any, size: int, scale: Any, scores: Any, first_seen: int, last_seen: int) -> Any:
+    """Writes one query's scores with the tile's keys, minus infinity where it does not see them; returns the highest.
+
+    Vectors of positions beyond the last that is seen are left out.
+    """
+    most = splat(np.float32(-np.inf))
+    for begin in range(0, min(last_seen + 1, TILE), LANES):
+        products = zeros_16()
+        for d in range(0, size, 16):
+            products = fma_rows(products, load(q, place + d), keys, (begin * size) + d * LANES, LANES)
+        vector = multiply(totals(products), splat(scale))
+        if begin < first_seen or last_seen < begin + LANES - 1:
+            store(scores, begin, vector)
+            for j in range(begin, begin + LANES):
+                if j < first_seen or last_seen < j:
+                    scores[j] = -np.inf
+            vector = load(scores, begin)
+        store(scores, begin, vector)
+        most = maximum(most, vector)
+    return highest(most)
 
 
 @njit
-def _fold(scores: Any, values: Any, size: int, lanes: Any, maxima: Any, sums: Any, outputs: Any, i: int) -> None:
-    """Folds a tile into row i's running maximum, sum and output."""
-    maximum = max(maxima[i], highest(scores))
-    weights = exp(add(scores, splat(-maximum)))
-    correction = exp(splat(maxima[i] - maximum))
-    store(lanes, 0, weights)
-    maxima[i] = maximum
-    sums[i] = sums[i] * first(correction) + total(weights)
+def _fold(
+    high: Any, scores: Any, values: Any, size: int, last_seen: int, maxima: Any, sums: Any, outputs: Any, i: int
+) -> None:
+    """Folds a tile into row i's running maximum, sum and output.
+
+    The positions add up in two chains, as one alone would wait for each multiply-add to end.
+    """
+    correction = splat(np.float32(1.0))
+    if high > maxima[i]:
+        correction = exp(splat(maxima[i] - high))
+        maxima[i] = high
+    minus = splat(-maxima[i])
+    weight = splat(np.float32(0.0))
+    end = min(last_seen + 1, TILE)
+    for begin in range(0, end, LANES):
+        weights = exp(add(load(scores, begin), minus))
+        store(scores, begin, weights)
+        weight = add(weight, weights)
+    sums[i] = sums[i] * first(correction) + total(weight)
     d = 0
     while d + 64 <= size:
-        tile = scale_4(load_4(outputs, i * size + d), correction)
-        for j in range(TILE):
-            tile = fma_rows(tile, splat(lanes[j]), values, j * size + d, 16)
-        store_4(outputs, i * size + d, tile)
+        early, late = scale_4(load_4(outputs, i * size + d), correction), zeros_4()
+        for begin in range(0, end, LANES):
+            at = begin * size + d * LANES
+            for j in range(8):
+                early = fma_rows(early, splat(scores[begin + j]), values, at + j * LANES, LANES * LANES)
+                late = fma_rows(late, splat(scores[begin + j + 8]), values, at + (j + 8) * LANES, LANES * LANES)
+        store_4(outputs, i * size + d, add_4(early, late))
         d += 64
     while d < size:
-        vector = multiply(load(outputs, i * size + d), correction)
-        for j in range(TILE):
-            vector = fma(splat(lanes[j]), load(values, j * size + d), vector)
-        store(outputs, i * size + d, vector)
+        one, other = multiply(load(outputs, i * size + d), correction), splat(np.float32(0.0))
+        for begin in range(0, end, LANES):
+            at = begin * size + d * LANES
+            for j in range(8):
+                one = fma(splat(scores[begin + j]), load(values, at + j * LANES), one)
+                other = fma(splat(scores[begin + j + 8]), load(values, at + (j + 8) * LANES), other)
+        store(outputs, i * size + d, add(one, other))
         d += 16

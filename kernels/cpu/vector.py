@@ -186,6 +186,12 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return _fma(builder, a, b, c)
 
 
+@_operation(_alike)
+def maximum(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of each lane."""
+    return _call(builder, "llvm.maxnum", a, b)
+
+
 @_operation(lambda pointer, vector: vector(pointer, vector))
 def rounded(builder: Any, pointer: Any, vector: Any) -> Any:
     """The vector as it would come back from memory of the pointer's kind."""
@@ -265,6 +271,13 @@ def store_4(builder: Any, pointer: Any, index: Any, tile: Any) -> None:
     """pointer[index : index + 64] = tile, rounded to what the memory holds."""
     for i, vector in enumerate(_unpacked(builder, tile)):
         _store(builder, pointer, builder.add(index, _i64(LANES * i)), vector)
+
+
+@_operation(_alike)
+def add_4(builder: Any, a: Any, b: Any) -> Any:
+    """a[i] + b[i], for each i."""
+    pairs = zip(_unpacked(builder, a), _unpacked(builder, b), strict=True)
+    return _packed(builder, [builder.fadd(*pair) for pair in pairs])
 
 
 @_operation(lambda tile, vector: tile(tile, vector))
