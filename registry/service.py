@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from importlib.metadata import version as package_version
 from typing import Any, NoReturn
 
@@ -12,7 +14,7 @@ from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from registry import messages
 from registry.blobs import CHUNK_BYTES, BlobStore
-from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet
+from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet, RegistryError
 from registry.registration import Registration
 from registry.requests import (
     MAX_PROVENANCE_BYTES,
@@ -31,8 +33,8 @@ from registry.store.aliases import MovedAlias
 from registry.store.database import Call
 from rpc.security import actor
 
-# Chunks of an upload that are read and dropped after the answer is known.
-MAX_DISCARDED = 8
+# Chunks of a refused upload that are read and dropped, and how long they may take to come.
+MAX_DISCARDED, DISCARD_S = 8, 0.5
 # mypy-protobuf's own context type is private to each stub.
 Context = Any
 
@@ -95,8 +97,9 @@ class RegistryService(RegistryServiceServicer):
         digest = first.header.digest
         try:
             stored = await self._blobs.receive(digest, first.header.size_bytes, _chunks(parts))
-        finally:
+        except RegistryError:
             await _discard(parts)
+            raise
         return pb.UploadBlobResponse(digest=digest, existed=not stored)
 
     async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
@@ -289,11 +292,13 @@ def _check_base_manifest(manifest: Manifest) -> Manifest:
 
 
 async def _discard(parts: AsyncIterator[pb.UploadBlobRequest]) -> None:
-    """Takes what a client is likely to have sent already: its library may report a broken stream, and not our answer,
+    """Takes what a client is likely to have sent already: its library may report a broken stream, and not our error,
     when it finds the call ended while it writes."""
-    for _ in range(MAX_DISCARDED):
-        if await anext(parts, None) is None:
-            return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            for _ in range(MAX_DISCARDED):
+                if await anext(parts, None) is None:
+                    return
 
 
 async def _chunks(parts: AsyncIterator[pb.UploadBlobRequest]) -> AsyncIterator[bytes]:
