@@ -207,12 +207,21 @@ class RegistryClient:
 
         return await retried(attempt)
 
-    async def read_blob(self, digest: str, path: Path, *, on_bytes: Callable[[int], None] | None = None) -> None:
+    async def read_blob(
+        self,
+        digest: str,
+        path: Path,
+        *,
+        size_bytes: int | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
         """Writes a stored file to a path once its digest is verified; goes on where a broken connection left off.
+
+        No more than `size_bytes` are accepted, when given.
 
         Raises BlobCorrupted when the bytes are others than the digest's, and OSError when they cannot be written.
         """
-        await download(self._registry, digest, path, on_bytes=on_bytes)
+        await download(self._registry, digest, path, size_bytes=size_bytes, on_bytes=on_bytes)
 
     async def get_adapter(self, name: str) -> Adapter:
         """With its aliases."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from rpc.status import from_rpc_error
 CHUNK_BYTES = 2**20
 # A stream that brings nothing for this long is taken for broken.
 STALL_S = 30.0
+# How long an upload waits after its header for a registry that knows the file to say so; longer in later attempts.
+PATIENCE_S = (0.05, 1.0, 10.0)
 
 OnBytes = Callable[[int], None]
 """Told how many bytes of the file are done."""
@@ -33,46 +36,62 @@ async def upload(
 
     Raises RegistryError, and OSError when the file cannot be read.
     """
+    for patience_s in PATIENCE_S:
+        try:
+            is_new = await _upload(
+                stub, path, pb.BlobHeader(digest=digest, size_bytes=size_bytes), on_bytes, patience_s
+            )
+        except grpc.aio.AioRpcError as error:
+            # The registry ended the call, with a result or a refusal, while we wrote; grpc.aio then forgets which.
+            if error.details() == "Internal error from Core" and patience_s != PATIENCE_S[-1]:
+                continue
+            raise from_rpc_error(error, RegistryError) from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{path.name}: the registry took nothing for {STALL_S:.0f} s") from error
+        if on_bytes is not None:
+            on_bytes(size_bytes)
+        return is_new
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _upload(
+    stub: rpcs.RegistryServiceStub, path: Path, header: pb.BlobHeader, on_bytes: OnBytes | None, patience_s: float
+) -> bool:
     # The generated types know only the style with an iterator; an error of our own in one looks like a cancellation.
     begin: Any = stub.UploadBlob
     call = begin()
+    has_answered = asyncio.Event()
+    call.add_done_callback(lambda _: has_answered.set())
     try:
-        await _send(call, path, pb.BlobHeader(digest=digest, size_bytes=size_bytes), on_bytes)
+        async with asyncio.timeout(STALL_S):
+            await call.write(pb.UploadBlobRequest(header=header))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(has_answered.wait(), patience_s)
+        if not has_answered.is_set():
+            with contextlib.suppress(asyncio.InvalidStateError):  # It has answered meanwhile.
+                await _send(call, path, on_bytes)
         async with asyncio.timeout(STALL_S):
             answer = await call
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error, RegistryError) from error
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{path.name}: the registry took nothing for {STALL_S:.0f} s") from error
+        return not answer.existed
     finally:
         call.cancel()  # does nothing to a call that has ended
-    if on_bytes is not None:
-        on_bytes(size_bytes)
-    return not answer.existed
 
 
-async def _send(call: Any, path: Path, header: pb.BlobHeader, on_bytes: OnBytes | None) -> None:
+async def _send(call: Any, path: Path, on_bytes: OnBytes | None) -> None:
     done = 0
     with path.open("rb") as file:
-        message = pb.UploadBlobRequest(header=header)
-        while True:
-            try:
-                async with asyncio.timeout(STALL_S):
-                    await call.write(message)
-            except asyncio.InvalidStateError:
-                return  # The registry has answered: it has the file, or refuses it.
-            if message.WhichOneof("part") == "chunk":
-                done += len(message.chunk)
-                if on_bytes is not None:
-                    on_bytes(done)
-            chunk = await asyncio.to_thread(file.read, CHUNK_BYTES)
-            if not chunk:
-                break
-            message = pb.UploadBlobRequest(chunk=chunk)
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            async with asyncio.timeout(STALL_S):
+                await call.write(pb.UploadBlobRequest(chunk=chunk))
+            done += len(chunk)
+            if on_bytes is not None:
+                on_bytes(done)
     await call.done_writing()
 
 
-async def download(stub: rpcs.RegistryServiceStub, digest: str, path: Path, *, on_bytes: OnBytes | None) -> None:
+async def download(
+    stub: rpcs.RegistryServiceStub, digest: str, path: Path, *, size_bytes: int | None, on_bytes: OnBytes | None
+) -> None:
     """Writes a stored file to a path; it appears there whole, or not at all.
 
     Goes on from where a broken connection left off, as long as every few attempts bring something. Raises
@@ -87,8 +106,10 @@ async def download(stub: rpcs.RegistryServiceStub, digest: str, path: Path, *, o
                 call: Any = stub.ReadBlob(pb.ReadBlobRequest(digest=digest, offset_bytes=done))
                 try:
                     while chunk := await _next_chunk(call):
-                        await asyncio.to_thread(_keep, chunk, file, hasher)
                         done, failures = done + len(chunk), 0
+                        if size_bytes is not None and done > size_bytes:
+                            raise BlobCorrupted(f"{digest}: expected {size_bytes} bytes, received at least {done}")
+                        await asyncio.to_thread(_keep, chunk, file, hasher)
                         if on_bytes is not None:
                             on_bytes(done)
                     break

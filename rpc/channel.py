@@ -9,7 +9,6 @@ import grpc
 from rpc.security import ClientSecurity
 from rpc.server import OPTIONS
 
-
 # gRPC would wait up to two minutes before it tries a lost server again; a worker must notice a restart in seconds.
 RECONNECT: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 250),
