@@ -50,14 +50,25 @@ def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:
     assert logits.shape[:-1] == (len(rows),), f"expected logits [{len(rows)}, V], found {tuple(logits.shape)}"
     if not rows:
         return []
-    top_logits, top_ids = logits.max(dim=-1)  # a NaN is the largest of its row, so looking at the maxima is enough
-    usable: list[bool] = torch.isfinite(top_logits).tolist()
+    top_ids = _argmax(logits)
+    # A NaN is the largest of its row, so looking at the maxima is enough.
+    usable: list[bool] = torch.isfinite(logits.gather(1, top_ids[:, None])).flatten().tolist()
     token_ids: list[int] = top_ids.tolist()
     for index, row in enumerate(rows):
         if usable[index] and row.temperature > 0.0:
             token_ids[index] = _draw(logits[index], row)
     reported = _report(logits, rows, token_ids, usable)
     return [reported.get(index, Sampled(token_ids[index])) if usable[index] else None for index in range(len(rows))]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """Index of the largest number of each row, the lowest on a tie, where a NaN is larger than all others.
+
+    On a CPU it is numpy's, whose vector code takes 0.3 ms for 32 rows of 49 152 where torch's takes 2.7 ms.
+    """
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(axis=-1))
+    return logits.argmax(dim=-1)
 
 
 def uniform(seed: int, position: int) -> float:
