@@ -23,7 +23,7 @@ from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Chunk, Sampled
 from inference.errors import Draining, EngineFailed, InvalidRequest, QueueFull
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -33,8 +33,8 @@ class StepRunner(Protocol):
     def run(self, chunks: list[Chunk]) -> list[Sampled | None]: ...
 
 
-class RequestsFailed(EngineFailed):
-    """Some requests of a step cannot be computed; the step changed nothing."""
+class RequestsFailed(Exception):
+    """Some requests of a step cannot be computed, and nothing was; between runner and engine only."""
 
     def __init__(self, message: str, *, request_ids: list[str]) -> None:
         super().__init__(message)
@@ -150,10 +150,10 @@ class Engine:
         try:
             sampled = self._runner.run(chunks)
         except RequestsFailed as error:
-            _log.error("requests failed: %s", error)
-            events = self._scheduler.fail(error.request_ids, error)
+            log.error("%d requests failed: %s", len(error.request_ids), error)
+            events = self._scheduler.fail(error.request_ids, EngineFailed(str(error)))
         except Exception as error:
-            _log.exception("a step of %d chunks failed", len(chunks))
+            log.exception("a step of %d chunks failed", len(chunks))
             failure = EngineFailed(f"the step that computed this request failed: {type(error).__name__}: {error}")
             events = self._scheduler.fail([chunk.sequence.request.id for chunk in chunks], failure)
         else:
@@ -167,7 +167,7 @@ class Engine:
             while self._take_inbox():
                 self.step()
         except Exception as error:
-            _log.critical("the engine ended, because its state cannot be trusted", exc_info=True)
+            log.critical("the engine ended, because its state cannot be trusted", exc_info=True)
             with self._wake:
                 self._failure = EngineFailed(f"the engine ended: {type(error).__name__}: {error}")
         finally:
@@ -211,7 +211,7 @@ class Engine:
             try:
                 self._on_events(events)
             except Exception:
-                _log.exception("%d events were not taken", len(events))
+                log.exception("%d events were not taken", len(events))
 
     def _close(self) -> None:
         with self._wake:
@@ -221,6 +221,6 @@ class Engine:
             try:
                 order()
             except Exception:
-                _log.exception("an order was not carried out, because the engine ended")
+                log.exception("an order was not carried out, because the engine ended")
         error = self._failure or Draining()
         self._emit([Failed(request_id, error) for request_id in list(self._unfinished)])

@@ -33,7 +33,7 @@ from inference.lora.weights import Layout, lay_out, read_slab
 from inference.models.sites import SiteShape
 
 LOADER_THREADS = 2  # one reads while the other checks; more would take processor time from the engine
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +232,13 @@ class Adapters:
         try:
             slot, rank = await self._place(files, load)
         except InferenceError as error:
-            _log.warning("%s was not loaded: %s", digest, error)
+            log.warning("%s was not loaded: %s", digest, error)
             self._end(load, digest, error)
         except asyncio.CancelledError:
             self._end(load, digest, Draining())
             raise
         except Exception as error:
-            _log.exception("%s was not loaded", digest)
+            log.exception("%s was not loaded", digest)
             self._end(load, digest, AdapterLoadFailed(f"{type(error).__name__}: {error}"))
         else:
             self._bank.publish(slot.index, digest)
