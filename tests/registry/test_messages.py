@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapter.manifest import Manifest, ManifestFile
-from loraplex.registry.v1 import resources_pb2, watch_service_pb2, worker_service_pb2
+from loraplex.registry.v1 import resources_pb2, watch_service_pb2
 from registry import messages
 from registry.errors import InvalidManifest, InvalidRequest
 from registry.resources import (
