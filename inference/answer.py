@@ -25,8 +25,9 @@ class Piece:
 class Answer:
     """The text side of one request."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], *, prompt_ids: Sequence[int]) -> None:
-        self._decoder = tokenizer.incremental_decoder(after=prompt_ids)
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], *, after: Sequence[int]) -> None:
+        """`after` are the tokens that the answer continues, as many as its first character may depend on."""
+        self._decoder = tokenizer.incremental_decoder(after=after)
         self._stops = StopStrings(stop_strings)
         self.num_tokens = 0
         self.stop_string = ""

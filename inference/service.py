@@ -42,6 +42,7 @@ from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
 MAX_ADAPTERS = 8  # of one request; each adds its own arithmetic to every row
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
+CONTEXT_TOKENS = 16  # of the prompt, enough to know an open word and an open character
 # Longer text is tokenized on another thread, so that it does not hold up the streams of others.
 INLINE_CHARS = 8192
 MAX_PAGE_SIZE = 1000
@@ -143,7 +144,9 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             arrival_s=arrival_s,
         )
         stream = self._streams.open(self._engine, engine_request, leases)
-        answer = Answer(self._tokenizer, stop_strings, prompt_ids=prompt_ids)
+        # A chat's answer begins a text of its own; any other continues the prompt's, where a word may be open.
+        continued = () if request.HasField("chat") else prompt_ids[-CONTEXT_TOKENS:]
+        answer = Answer(self._tokenizer, stop_strings, after=continued)
         try:
             yield pb.GenerateResponse(
                 started=pb.Started(

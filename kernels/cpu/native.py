@@ -85,9 +85,9 @@ def _cache_place() -> str:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))).hexdigest()[:16]
-    for base in (here / "__pycache__", Path.home() / ".cache" / "loraplex"):
-        place = base / f"native-{digest}"
-        with contextlib.suppress(OSError):
+    for base in (here / "__pycache__", Path("~/.cache/loraplex")):
+        with contextlib.suppress(OSError, RuntimeError):  # a RuntimeError where the user has no home
+            place = base.expanduser() / f"native-{digest}"
             place.mkdir(parents=True, exist_ok=True)
             if os.access(place, os.W_OK):
                 return str(place)

@@ -20,6 +20,8 @@ import pytest_asyncio
 
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
+from registry.client import RegistryClient
+from rpc.channel import connect
 from rpc.probe import is_serving
 
 BIN = Path(sys.executable).parent
@@ -162,6 +164,13 @@ def ask(prompt: str = "Hello!", *adapters: str, max_tokens: int = 8, **fields: A
         stop=pb.StopConditions(max_tokens=max_tokens, ignore_eos=fields.pop("ignore_eos", False)),
         **fields,
     )
+
+
+@asynccontextmanager
+async def open_client(registry: str) -> AsyncIterator[RegistryClient]:
+    """The typed client of a registry."""
+    async with RegistryClient(connect(registry)) as client:
+        yield client
 
 
 async def until(condition: Callable[[], Any], what: str) -> Any:

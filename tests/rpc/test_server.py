@@ -17,11 +17,11 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from loraplex.registry.v1 import watch_service_pb2 as watch_pb
 from loraplex.registry.v1 import watch_service_pb2_grpc as watch_pb_grpc
-
 from rpc.channel import connect
 from rpc.errors import DomainError
 from rpc.security import ClientSecurity, ConfigError, Security, Unauthenticated, actor, read_token_file
