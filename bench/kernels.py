@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -163,24 +164,28 @@ def _attention_cases() -> Iterator[Case]:
         blocks = context // block_size
         cache = torch.randn(2, batch * blocks, block_size, key_heads, size).to(DTYPE)
         q = torch.randn(batch * queries, heads, size).to(DTYPE)
-        arguments = {
-            "query_starts": torch.arange(0, batch * queries + 1, queries, dtype=torch.int32),
-            "context_lens": torch.full((batch,), context, dtype=torch.int32),
-            "block_tables": torch.randperm(batch * blocks).view(batch, blocks).int(),
-            "scale": size**-0.5,
-        }
+        tables = torch.randperm(batch * blocks).view(batch, blocks)
         yield Case(
             f"attend, {batch} x {queries} of {context}",
             0,
-            lambda q=q, cache=cache, a=arguments: kernels.attend(q, cache[0], cache[1], **a),
-            lambda q=q, cache=cache, a=arguments: _torch_attend(q, cache[0], cache[1], a["block_tables"].long()),
+            partial(
+                kernels.attend,
+                q,
+                cache[0],
+                cache[1],
+                query_starts=torch.arange(0, batch * queries + 1, queries, dtype=torch.int32),
+                context_lens=torch.full((batch,), context, dtype=torch.int32),
+                block_tables=tables.int(),
+                scale=size**-0.5,
+            ),
+            partial(_torch_attend, q, cache[0], cache[1], tables),
         )
 
 
 def _torch_attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor) -> Tensor:
     """Gathers the blocks of sequences of one length and gives them to torch's attention."""
     k, v = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
-    queries = q.unflatten(0, (tables.shape[0], -1)).transpose(1, 2)
+    queries = q.view(tables.shape[0], -1, *q.shape[1:]).transpose(1, 2)
     is_causal = queries.shape[2] > 1
     return functional.scaled_dot_product_attention(queries, k, v, is_causal=is_causal, enable_gqa=True)
 
@@ -189,24 +194,24 @@ def _row_cases() -> Iterator[Case]:
     for rows in (1, 8, 512):
         x, residual = torch.randn(rows, 576).to(DTYPE), torch.zeros(rows, 576, dtype=DTYPE)
         weight, gate_up = torch.ones(576, dtype=DTYPE), torch.randn(rows, 3072).to(DTYPE)
-        qkv, cos = torch.randn(rows, 960).to(DTYPE), torch.ones(rows, 32)
-        q, k, sin = qkv[:, :576].unflatten(1, (9, 64)), qkv[:, 576:768].unflatten(1, (3, 64)), torch.zeros(rows, 32)
-        pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "rms_norm": (
-                lambda x=x, w=weight, r=residual: kernels.rms_norm(x, w, 1e-5, r),
-                lambda x=x, w=weight, r=residual: functional.rms_norm(r.add_(x), (576,), w, 1e-5),
-            ),
-            "rotary": (
-                lambda q=q, k=k, cos=cos, sin=sin: kernels.rotary(q, k, cos, sin),
-                lambda q=q, k=k, cos=cos, sin=sin: reference.rotary(q, k, cos, sin),
-            ),
-            "silu_mul": (
-                lambda g=gate_up: kernels.silu_mul(g),
-                lambda g=gate_up: functional.silu(g[:, :1536]) * g[:, 1536:],
-            ),
-        }
-        for name, (kernel, plain) in pairs.items():
-            yield Case(f"{name}, {rows} rows", 0, kernel, plain)
+        qkv, cos, sin = torch.randn(rows, 960).to(DTYPE), torch.ones(rows, 32), torch.zeros(rows, 32)
+        q = qkv[:, :576].view(rows, 9, 64)
+        k = qkv[:, 576:768].view(rows, 3, 64)
+        norm = partial(kernels.rms_norm, x, weight, 1e-5, residual)
+        yield Case(f"rms_norm, {rows} rows", 0, norm, partial(_torch_rms_norm, x, weight, 1e-5, residual))
+        turn = partial(kernels.rotary, q, k, cos, sin)
+        yield Case(f"rotary, {rows} rows", 0, turn, partial(reference.rotary, q, k, cos, sin))
+        yield Case(f"silu_mul, {rows} rows", 0, partial(kernels.silu_mul, gate_up), partial(_torch_silu_mul, gate_up))
+
+
+def _torch_rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> Tensor:
+    residual += x
+    return functional.rms_norm(residual, weight.shape, weight, eps)
+
+
+def _torch_silu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return functional.silu(gate) * up
 
 
 if __name__ == "__main__":
