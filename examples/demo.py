@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import shutil
 import statistics
 import time
@@ -129,7 +130,7 @@ async def show_promotion(stub: pb_grpc.InferenceServiceAsyncStub, server: list[s
     """Promotes a new version under load and shows that nothing failed and nothing was mixed."""
     say("A promotion under load: `style` is a pirate at version 1 and answers in JSON at version 2")
     for name in ("pirate", "json"):
-        folder = str((ADAPTERS / name).relative_to(ROOT))
+        folder = str(stronger(name).relative_to(ROOT))
         await run(["registry", *server, "register", folder, "--name", "style", "--base", BASE])
     await run(["registry", *server, "promote", "style", "1", "--wait"])
     results: asyncio.Queue[Answer | str] = asyncio.Queue()
@@ -172,6 +173,16 @@ async def show_promotion(stub: pb_grpc.InferenceServiceAsyncStub, server: list[s
         raise SystemExit(1)
 
 
+def stronger(name: str) -> Path:
+    """A copy of an adapter with a slightly larger scale: new content, so a new digest that no worker has loaded."""
+    folder = STATE / "adapters" / name
+    shutil.copytree(ADAPTERS / name, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["lora_alpha"] *= 1.1
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 async def one_answer(stub: pb_grpc.InferenceServiceAsyncStub) -> Answer:
     """One request of the load: the version that Started names, and the gaps between its chunks."""
     answer, last_s = Answer(""), 0.0
@@ -200,16 +211,15 @@ def ask(prompt: str, adapter: str, max_tokens: int, *, ignore_eos: bool = False)
 def show_commands(registry: str, worker: str) -> None:
     """What a user can type next."""
     body = '{"text": "The sea", "adapters": [{"reference": "pirate"}], "stop": {"max_tokens": 12}}'
-    console.print(
-        Panel(
-            f".venv/bin/inference generate --server {worker} --adapter pirate 'Tell me about the sea.'\n"
-            f".venv/bin/registry --server {registry} list\n"
-            f".venv/bin/buf curl --protocol grpc --http2-prior-knowledge -d '{body}' \\\n"
-            f"  http://{worker}/loraplex.inference.v1.InferenceService/Generate",
-            title="while `make up` runs, try",
-        ),
-        soft_wrap=True,
-    )
+    say("While `make up` runs, try")
+    for line in (
+        "source .venv/bin/activate",
+        f"inference generate --server {worker} --adapter pirate 'Tell me about the sea.'",
+        f"registry --server {registry} list",
+        f"buf curl --protocol grpc --http2-prior-knowledge -d '{body}' \\",
+        f"  http://{worker}/loraplex.inference.v1.InferenceService/Generate",
+    ):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def say(text: str) -> None:

@@ -59,7 +59,8 @@ class Processes:
                 if process.returncode is not None or time.monotonic() - began > START_LIMIT_S:
                     raise SystemExit(f"the {name} did not start; the end of {log}:\n{_tail(log)}")
                 await asyncio.sleep(0.1)
-        console.print(f"{name}: serving on {address} after {time.monotonic() - began:.1f} s; log in {log}")
+        seconds = time.monotonic() - began
+        console.print(f"{name}: serving on {address} after {seconds:.1f} s; its log is {log}", soft_wrap=True)
         return address
 
     async def wait(self) -> None:

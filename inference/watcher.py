@@ -241,34 +241,38 @@ class Watcher:
         """What this worker really runs."""
         table = self._table
         loaded = {adapter.digest: adapter for adapter in self._adapters.loaded()}
-        wanted = {version.digest: version for version in (*table.desired.values(), *table.serving.values())}
+        # By name and number: the same bytes may be two versions, of two adapters.
+        wanted = {
+            (version.adapter, version.number): version for version in (*table.desired.values(), *table.serving.values())
+        }
         adapters = []
-        for digest, version in wanted.items():
-            served = table.aliases_of(digest)
+        for version in wanted.values():
+            served = table.aliases_of(version)
             if served:
                 state = WorkerAdapterState.READY
-            elif digest in table.failures:
+            elif version.digest in table.failures:
                 state = WorkerAdapterState.FAILED
             else:
                 state = WorkerAdapterState.LOADING
-            adapters.append(_entry(version, state, served, loaded.get(digest), failure=table.failures.get(digest, "")))
-        for digest, memory in loaded.items():
-            other = table.find_digest(digest)
-            if digest not in wanted and other is not None:
+            failure = table.failures.get(version.digest, "")
+            adapters.append(_entry(version, state, served, loaded.get(version.digest), failure))
+        for memory in loaded.values():
+            other = table.find_digest(memory.digest)
+            if other is not None and (other.adapter, other.number) not in wanted:
                 state = WorkerAdapterState.DRAINING if memory.is_retired else WorkerAdapterState.READY
                 adapters.append(_entry(other, state, [], memory))
         return dataclasses.replace(self._identity, observed_revision=table.revision, adapters=tuple(adapters))
 
 
 def _entry(
-    version: Version, state: WorkerAdapterState, served: list[Key], memory: LoadedAdapter | None, failure: str = ""
+    version: Version, state: WorkerAdapterState, served: list[str], memory: LoadedAdapter | None, failure: str = ""
 ) -> WorkerAdapter:
     return WorkerAdapter(
         adapter=version.adapter,
         version=version.number,
         digest=version.digest,
         state=state,
-        aliases=tuple(key.alias for key in served if key.adapter == version.adapter),
+        aliases=tuple(served),
         failure=failure,
         size_bytes=memory.size_bytes if memory else 0,
         in_flight=memory.leases if memory else 0,

@@ -55,9 +55,9 @@ class Table:
         known = (*self.serving.values(), *self.desired.values(), *self.versions.values())
         return next((version for version in known if version.digest == digest), None)
 
-    def aliases_of(self, digest: str) -> list[Key]:
-        """Aliases that serve the digest now."""
-        return sorted(key for key, version in self.serving.items() if version.digest == digest)
+    def aliases_of(self, version: Version) -> list[str]:
+        """Aliases that serve the version now."""
+        return sorted(key.alias for key, served in self.serving.items() if served == version)
 
     def replace(
         self, desired: dict[Key, Version], retired: set[tuple[str, int]], *, store_id: str, revision: int
