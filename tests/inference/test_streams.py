@@ -1,0 +1,113 @@
+"""Streams: every token once and in order, however slowly it is read, and leases given back exactly when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from inference.engine.request import Failed, Finished, FinishReason, Request, SamplingParams, Token
+from inference.errors import EngineFailed, QueueFull
+from inference.streams import Stream, Streams
+
+END = Finished("r", FinishReason.LENGTH, output_tokens=3, queued_s=0.0, first_token_s=0.1, total_s=0.2)
+
+
+class Lease:
+    def __init__(self) -> None:
+        self.releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+class Engine:
+    """Takes or refuses; its events are whatever the test delivers."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def submit(self, request: Request) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def cancel(self, request_id: str) -> None: ...
+
+
+def make_request() -> Request:
+    return Request(id="r", prompt_ids=(1,), sampling=SamplingParams(max_tokens=3))
+
+
+def deliver_from_another_thread(streams: Streams, *batches: list[Token | Finished | Failed]) -> None:
+    def run() -> None:
+        for batch in batches:
+            streams.deliver(batch)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+async def read(stream: Stream) -> tuple[list[list[int]], Finished]:
+    pieces: list[list[int]] = []
+    async for batch in stream.batches():
+        if isinstance(batch, Finished):
+            return pieces, batch
+        pieces.append([token.token_id for token in batch])
+    raise AssertionError("expected Finished")
+
+
+async def test_tokens_that_wait_for_a_slow_reader_come_in_one_piece() -> None:
+    streams, lease = Streams(), Lease()
+    stream = streams.open(Engine(), make_request(), [lease])
+    tokens = [Token("r", index, 10 + index) for index in range(3)]
+    deliver_from_another_thread(streams, [tokens[0]], [tokens[1]], [tokens[2], END])
+    await asyncio.sleep(0)
+    assert await read(stream) == ([[10, 11, 12]], END)
+    assert lease.releases == 1
+    assert len(streams) == 0
+
+
+async def test_a_reader_that_keeps_up_gets_each_step() -> None:
+    streams = Streams()
+    stream = streams.open(Engine(), make_request(), [])
+    reading = asyncio.create_task(read(stream))
+    for index in range(3):
+        await asyncio.sleep(0)
+        deliver_from_another_thread(streams, [Token("r", index, 10 + index)])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    deliver_from_another_thread(streams, [END])
+    assert await reading == ([[10], [11], [12]], END)
+
+
+async def test_a_lease_outlives_its_reader_until_the_engine_is_done() -> None:
+    streams, lease = Streams(), Lease()
+    stream = streams.open(Engine(), make_request(), [lease])
+    del stream  # the caller has gone; the engine may still be computing the row
+    await asyncio.sleep(0)
+    assert lease.releases == 0
+    deliver_from_another_thread(streams, [END])
+    await streams.wait_until_empty()
+    assert lease.releases == 1
+
+
+async def test_an_engine_error_reaches_the_reader_after_the_tokens_before_it() -> None:
+    streams, lease = Streams(), Lease()
+    stream = streams.open(Engine(), make_request(), [lease])
+    deliver_from_another_thread(streams, [Token("r", 0, 10), Failed("r", EngineFailed("no numbers"))])
+    await asyncio.sleep(0)
+    batches = stream.batches()
+    assert [token.token_id for token in await anext(batches)] == [10]
+    with pytest.raises(EngineFailed, match="no numbers"):
+        await anext(batches)
+    assert lease.releases == 1
+
+
+async def test_a_refused_request_gives_its_leases_back_at_once() -> None:
+    streams, lease = Streams(), Lease()
+    with pytest.raises(QueueFull):
+        streams.open(Engine(QueueFull()), make_request(), [lease])
+    assert lease.releases == 1
+    assert len(streams) == 0
