@@ -10,14 +10,18 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Protocol
 
 from inference.errors import AdapterLoadFailed
 from inference.resolver import Version
 
-# Writes the blob with a digest to a path, or raises; RegistryClient.read_blob is one.
-ReadBlob = Callable[[str, Path], Awaitable[None]]
+
+class ReadBlob(Protocol):
+    """Writes the blob with a digest, of at most so many bytes, to a path; or raises. RegistryClient.read_blob is one."""
+
+    def __call__(self, digest: str, path: Path, *, size_bytes: int) -> Awaitable[None]: ...
 
 
 class FileCache:
@@ -65,7 +69,7 @@ class FileCache:
             for file in version.manifest.files:
                 path = scratch / file.path
                 path.parent.mkdir(parents=True, exist_ok=True)
-                await self._read_blob(file.digest, path)
+                await self._read_blob(file.digest, path, size_bytes=file.size_bytes)
             folder = self.folder(version.digest)
             await asyncio.to_thread(os.replace, scratch, folder)
         except OSError as error:

@@ -28,7 +28,7 @@ class Source:
         self.go = asyncio.Event()
         self.fail = fail
 
-    async def read(self, digest: str, path: Path) -> None:
+    async def read(self, digest: str, path: Path, *, size_bytes: int) -> None:
         self.reads.append(digest)
         await self.go.wait()
         if digest == self.fail:
@@ -68,7 +68,7 @@ async def test_what_a_killed_process_left_behind_is_removed_at_the_start(tmp_pat
 
 
 async def test_a_full_disk_is_an_error_of_this_adapter(tmp_path: Path) -> None:
-    async def full(digest: str, path: Path) -> None:
+    async def full(digest: str, path: Path, *, size_bytes: int) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(AdapterLoadFailed, match="No space left"):
