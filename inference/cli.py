@@ -187,7 +187,8 @@ def models(server: str, token_file: Path | None, ca: Path | None, output: str) -
         memory = f"{model.size_bytes / 2**20:.1f} MiB" if model.size_bytes else "-"
         row = (model.reference, str(model.version or "-"), model.parent or "-", state, str(model.rank or "-"), memory)
         table.add_row(*row, model.digest[:19])
-    Console().print(table)
+    # A pipe gets whole lines; no terminal is this wide.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 @cli.command()

@@ -428,7 +428,7 @@ def _finished(
         prompt_tokens=prompt_tokens,
         output_tokens=answer.num_tokens,
         timings=pb.Timings(
-            queued=_duration(end.queued_s if end else 0.0),
+            queued=_duration(end.queued_s) if end else None,
             first_token=_duration(first_token_s),
             total=_duration(time.monotonic() - arrival_s),
         ),

@@ -19,7 +19,7 @@ from inference.resolver import Version
 
 
 class ReadBlob(Protocol):
-    """Writes the blob with a digest, of at most so many bytes, to a path; or raises. RegistryClient.read_blob is one."""
+    """Writes the blob with a digest, of so many bytes, to a path, or raises. RegistryClient.read_blob is one."""
 
     def __call__(self, digest: str, path: Path, *, size_bytes: int) -> Awaitable[None]: ...
 
