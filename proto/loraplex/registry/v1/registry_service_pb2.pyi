@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from loraplex.registry.v1 import resources_pb2 as _resources_pb2
 from google.protobuf.internal import containers as _containers
@@ -223,6 +224,22 @@ class ListAdapterVersionsResponse(_message.Message):
     next_page_token: str
     def __init__(self, versions: _Optional[_Iterable[_Union[_resources_pb2.AdapterVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
+class VerifyAdapterVersionRequest(_message.Message):
+    __slots__ = ("adapter", "version")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    version: int
+    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class VerifyAdapterVersionResponse(_message.Message):
+    __slots__ = ("version", "problems")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    version: _resources_pb2.AdapterVersion
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[_Union[_resources_pb2.AdapterVersion, _Mapping]] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class RetireAdapterVersionRequest(_message.Message):
     __slots__ = ("adapter", "version", "force", "request_id", "message")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +338,28 @@ class RollbackAliasResponse(_message.Message):
     revision: int
     def __init__(self, alias: _Optional[_Union[_resources_pb2.Alias, _Mapping]] = ..., before: _Optional[_Iterable[_Union[_resources_pb2.AliasTarget, _Mapping]]] = ..., revision: _Optional[int] = ...) -> None: ...
 
+class SetAliasProtectionRequest(_message.Message):
+    __slots__ = ("adapter", "alias", "protected", "request_id", "message")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    alias: str
+    protected: bool
+    request_id: str
+    message: str
+    def __init__(self, adapter: _Optional[str] = ..., alias: _Optional[str] = ..., protected: _Optional[bool] = ..., request_id: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class SetAliasProtectionResponse(_message.Message):
+    __slots__ = ("alias", "revision")
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    alias: _resources_pb2.Alias
+    revision: int
+    def __init__(self, alias: _Optional[_Union[_resources_pb2.Alias, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
+
 class ListAliasChangesRequest(_message.Message):
     __slots__ = ("adapter", "alias", "page_size", "page_token")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
@@ -372,12 +411,14 @@ class GetLineageRequest(_message.Message):
     def __init__(self, adapter_version: _Optional[str] = ..., base_model: _Optional[str] = ..., direction: _Optional[_Union[LineageDirection, str]] = ..., max_depth: _Optional[int] = ...) -> None: ...
 
 class GetLineageResponse(_message.Message):
-    __slots__ = ("nodes", "edges")
+    __slots__ = ("nodes", "edges", "truncated")
     NODES_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     nodes: _containers.RepeatedCompositeFieldContainer[LineageNode]
     edges: _containers.RepeatedCompositeFieldContainer[LineageEdge]
-    def __init__(self, nodes: _Optional[_Iterable[_Union[LineageNode, _Mapping]]] = ..., edges: _Optional[_Iterable[_Union[LineageEdge, _Mapping]]] = ...) -> None: ...
+    truncated: bool
+    def __init__(self, nodes: _Optional[_Iterable[_Union[LineageNode, _Mapping]]] = ..., edges: _Optional[_Iterable[_Union[LineageEdge, _Mapping]]] = ..., truncated: _Optional[bool] = ...) -> None: ...
 
 class LineageNode(_message.Message):
     __slots__ = ("id", "kind", "digest")
@@ -436,7 +477,7 @@ class ListAuditEntriesResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class AuditEntry(_message.Message):
-    __slots__ = ("revision", "time", "actor", "action", "resource", "request_id", "before", "after")
+    __slots__ = ("revision", "time", "actor", "action", "resource", "request_id", "before", "after", "message")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
@@ -445,6 +486,7 @@ class AuditEntry(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
     revision: int
     time: _timestamp_pb2.Timestamp
     actor: str
@@ -453,7 +495,8 @@ class AuditEntry(_message.Message):
     request_id: str
     before: str
     after: str
-    def __init__(self, revision: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., resource: _Optional[str] = ..., request_id: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
+    message: str
+    def __init__(self, revision: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., resource: _Optional[str] = ..., request_id: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("id", "name", "scopes", "adapters", "aliases", "create_time", "expire_time", "revoke_time")
@@ -476,18 +519,20 @@ class Token(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., revoke_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class CreateTokenRequest(_message.Message):
-    __slots__ = ("name", "scopes", "adapters", "aliases", "expire_time")
+    __slots__ = ("name", "scopes", "adapters", "aliases", "expire_time", "request_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCOPES_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     scopes: _containers.RepeatedScalarFieldContainer[str]
     adapters: _containers.RepeatedScalarFieldContainer[str]
     aliases: _containers.RepeatedScalarFieldContainer[str]
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., adapters: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class CreateTokenResponse(_message.Message):
     __slots__ = ("token", "secret")
@@ -514,10 +559,34 @@ class ListTokensResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class RevokeTokenRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "request_id")
     ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class RotateTokenRequest(_message.Message):
+    __slots__ = ("id", "grace", "expire_time", "request_id")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    grace: _duration_pb2.Duration
+    expire_time: _timestamp_pb2.Timestamp
+    request_id: str
+    def __init__(self, id: _Optional[str] = ..., grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class RotateTokenResponse(_message.Message):
+    __slots__ = ("token", "secret", "replaced")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
+    token: Token
+    secret: str
+    replaced: Token
+    def __init__(self, token: _Optional[_Union[Token, _Mapping]] = ..., secret: _Optional[str] = ..., replaced: _Optional[_Union[Token, _Mapping]] = ...) -> None: ...
 
 class RevokeTokenResponse(_message.Message):
     __slots__ = ("token",)

@@ -97,6 +97,11 @@ class RegistryServiceStub:
                 request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListAdapterVersionsRequest.SerializeToString,
                 response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListAdapterVersionsResponse.FromString,
                 _registered_method=True)
+        self.VerifyAdapterVersion = channel.unary_unary(
+                '/loraplex.registry.v1.RegistryService/VerifyAdapterVersion',
+                request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.VerifyAdapterVersionRequest.SerializeToString,
+                response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.VerifyAdapterVersionResponse.FromString,
+                _registered_method=True)
         self.RetireAdapterVersion = channel.unary_unary(
                 '/loraplex.registry.v1.RegistryService/RetireAdapterVersion',
                 request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RetireAdapterVersionRequest.SerializeToString,
@@ -116,6 +121,11 @@ class RegistryServiceStub:
                 '/loraplex.registry.v1.RegistryService/RollbackAlias',
                 request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.SerializeToString,
                 response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.SetAliasProtection = channel.unary_unary(
+                '/loraplex.registry.v1.RegistryService/SetAliasProtection',
+                request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasProtectionRequest.SerializeToString,
+                response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasProtectionResponse.FromString,
                 _registered_method=True)
         self.ListAliasChanges = channel.unary_unary(
                 '/loraplex.registry.v1.RegistryService/ListAliasChanges',
@@ -151,6 +161,11 @@ class RegistryServiceStub:
                 '/loraplex.registry.v1.RegistryService/ListTokens',
                 request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListTokensRequest.SerializeToString,
                 response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListTokensResponse.FromString,
+                _registered_method=True)
+        self.RotateToken = channel.unary_unary(
+                '/loraplex.registry.v1.RegistryService/RotateToken',
+                request_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RotateTokenRequest.SerializeToString,
+                response_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RotateTokenResponse.FromString,
                 _registered_method=True)
         self.RevokeToken = channel.unary_unary(
                 '/loraplex.registry.v1.RegistryService/RevokeToken',
@@ -255,6 +270,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyAdapterVersion(self, request, context):
+        """VerifyAdapterVersion hashes a version's stored files again and repeats the check that it passed when it was
+        registered. What it finds is in the answer, not in the status. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RetireAdapterVersion(self, request, context):
         """RetireAdapterVersion withdraws a version for good reasons and for everyone. Retiring a retired one is harmless.
         NOT_FOUND. FAILED_PRECONDITION: an alias points at it (VERSION_IN_USE) and `force` is not set.
@@ -271,7 +294,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PromoteAdapterVersion(self, request, context):
-        """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version.
+        """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version, or a
+        canary on an alias that does not exist.
         ABORTED: the alias does not point at `expected_version` (ALIAS_MOVED). FAILED_PRECONDITION: the version is
         retired or rejected, or the alias's policy wants a signature. INVALID_ARGUMENT: a bad alias or weight.
         """
@@ -280,8 +304,16 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RollbackAlias(self, request, context):
-        """RollbackAlias moves an alias back to what it pointed at before its last change. NOT_FOUND.
+        """RollbackAlias moves an alias back to the last other version that it pointed at as a whole; a split ends. NOT_FOUND.
         FAILED_PRECONDITION: there is no earlier target, or it is retired. ABORTED: ALIAS_MOVED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAliasProtection(self, request, context):
+        """SetAliasProtection protects an alias, which from then on is moved only by callers whose right to promote names
+        it, or by admins; or lifts that. Where it points does not change. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -304,7 +336,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetLineage(self, request, context):
-        """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND.
+        """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
+        INVALID_ARGUMENT: no start, or more than 32 for max_depth.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,7 +358,9 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateToken(self, request, context):
-        """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad scope.
+        """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad name or
+        scope, a limit on an admin, or a time that has passed. ABORTED (SECRET_NOT_KEPT): a repeat; the token of the first
+        call exists, and its secret was in the answer that got lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -338,8 +373,17 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateToken(self, request, context):
+        """RotateToken makes another token with the rights of one that is in force, and ends that one after `grace`, so that
+        whoever uses it can change over. NOT_FOUND. FAILED_PRECONDITION: it was revoked or has expired. INVALID_ARGUMENT: a
+        bad time. ABORTED: as for CreateToken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeToken(self, request, context):
-        """RevokeToken ends a token. NOT_FOUND.
+        """RevokeToken ends a token at once; ending a revoked one is harmless. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -403,6 +447,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListAdapterVersionsRequest.FromString,
                     response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListAdapterVersionsResponse.SerializeToString,
             ),
+            'VerifyAdapterVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyAdapterVersion,
+                    request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.VerifyAdapterVersionRequest.FromString,
+                    response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.VerifyAdapterVersionResponse.SerializeToString,
+            ),
             'RetireAdapterVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.RetireAdapterVersion,
                     request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RetireAdapterVersionRequest.FromString,
@@ -422,6 +471,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.RollbackAlias,
                     request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.FromString,
                     response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'SetAliasProtection': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAliasProtection,
+                    request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasProtectionRequest.FromString,
+                    response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasProtectionResponse.SerializeToString,
             ),
             'ListAliasChanges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAliasChanges,
@@ -457,6 +511,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListTokens,
                     request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListTokensRequest.FromString,
                     response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RotateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateToken,
+                    request_deserializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RotateTokenRequest.FromString,
+                    response_serializer=loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RotateTokenResponse.SerializeToString,
             ),
             'RevokeToken': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeToken,
@@ -780,6 +839,33 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def VerifyAdapterVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.registry.v1.RegistryService/VerifyAdapterVersion',
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.VerifyAdapterVersionRequest.SerializeToString,
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.VerifyAdapterVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RetireAdapterVersion(request,
             target,
             options=(),
@@ -877,6 +963,33 @@ class RegistryService:
             '/loraplex.registry.v1.RegistryService/RollbackAlias',
             loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasRequest.SerializeToString,
             loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAliasProtection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.registry.v1.RegistryService/SetAliasProtection',
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasProtectionRequest.SerializeToString,
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.SetAliasProtectionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1066,6 +1179,33 @@ class RegistryService:
             '/loraplex.registry.v1.RegistryService/ListTokens',
             loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListTokensRequest.SerializeToString,
             loraplex_dot_registry_dot_v1_dot_registry__service__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.registry.v1.RegistryService/RotateToken',
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RotateTokenRequest.SerializeToString,
+            loraplex_dot_registry_dot_v1_dot_registry__service__pb2.RotateTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -76,6 +76,10 @@ class RegistryServiceStub:
     """GetAdapterVersion returns one version. NOT_FOUND."""
     ListAdapterVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdapterVersionsRequest, _registry_service_pb2.ListAdapterVersionsResponse]
     """ListAdapterVersions returns an adapter's versions, newest first. NOT_FOUND. INVALID_ARGUMENT: a bad page token."""
+    VerifyAdapterVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.VerifyAdapterVersionRequest, _registry_service_pb2.VerifyAdapterVersionResponse]
+    """VerifyAdapterVersion hashes a version's stored files again and repeats the check that it passed when it was
+    registered. What it finds is in the answer, not in the status. NOT_FOUND.
+    """
     RetireAdapterVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RetireAdapterVersionRequest, _registry_service_pb2.RetireAdapterVersionResponse]
     """RetireAdapterVersion withdraws a version for good reasons and for everyone. Retiring a retired one is harmless.
     NOT_FOUND. FAILED_PRECONDITION: an alias points at it (VERSION_IN_USE) and `force` is not set.
@@ -83,13 +87,18 @@ class RegistryServiceStub:
     UnretireAdapterVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UnretireAdapterVersionRequest, _registry_service_pb2.UnretireAdapterVersionResponse]
     """UnretireAdapterVersion makes a retired version promotable again. NOT_FOUND. FAILED_PRECONDITION: not retired."""
     PromoteAdapterVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.PromoteAdapterVersionRequest, _registry_service_pb2.PromoteAdapterVersionResponse]
-    """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version.
+    """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version, or a
+    canary on an alias that does not exist.
     ABORTED: the alias does not point at `expected_version` (ALIAS_MOVED). FAILED_PRECONDITION: the version is
     retired or rejected, or the alias's policy wants a signature. INVALID_ARGUMENT: a bad alias or weight.
     """
     RollbackAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RollbackAliasRequest, _registry_service_pb2.RollbackAliasResponse]
-    """RollbackAlias moves an alias back to what it pointed at before its last change. NOT_FOUND.
+    """RollbackAlias moves an alias back to the last other version that it pointed at as a whole; a split ends. NOT_FOUND.
     FAILED_PRECONDITION: there is no earlier target, or it is retired. ABORTED: ALIAS_MOVED.
+    """
+    SetAliasProtection: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasProtectionRequest, _registry_service_pb2.SetAliasProtectionResponse]
+    """SetAliasProtection protects an alias, which from then on is moved only by callers whose right to promote names
+    it, or by admins; or lifts that. Where it points does not change. NOT_FOUND.
     """
     ListAliasChanges: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasChangesRequest, _registry_service_pb2.ListAliasChangesResponse]
     """ListAliasChanges returns an alias's history, newest first. NOT_FOUND. INVALID_ARGUMENT: a bad page token."""
@@ -99,17 +108,27 @@ class RegistryServiceStub:
     (WRONG_BASE_MODEL). INVALID_ARGUMENT: not a reference.
     """
     GetLineage: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]
-    """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND."""
+    """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
+    INVALID_ARGUMENT: no start, or more than 32 for max_depth.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetStatusRequest, _registry_service_pb2.GetStatusResponse]
     """GetStatus returns the store's identity and revision."""
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAuditEntriesRequest, _registry_service_pb2.ListAuditEntriesResponse]
     """ListAuditEntries returns who changed what, newest first. INVALID_ARGUMENT: a bad page token."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateTokenRequest, _registry_service_pb2.CreateTokenResponse]
-    """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad scope."""
+    """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad name or
+    scope, a limit on an admin, or a time that has passed. ABORTED (SECRET_NOT_KEPT): a repeat; the token of the first
+    call exists, and its secret was in the answer that got lost.
+    """
     ListTokens: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListTokensRequest, _registry_service_pb2.ListTokensResponse]
     """ListTokens returns tokens without their secrets. INVALID_ARGUMENT: a bad page token."""
+    RotateToken: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RotateTokenRequest, _registry_service_pb2.RotateTokenResponse]
+    """RotateToken makes another token with the rights of one that is in force, and ends that one after `grace`, so that
+    whoever uses it can change over. NOT_FOUND. FAILED_PRECONDITION: it was revoked or has expired. INVALID_ARGUMENT: a
+    bad time. ABORTED: as for CreateToken.
+    """
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RevokeTokenRequest, _registry_service_pb2.RevokeTokenResponse]
-    """RevokeToken ends a token. NOT_FOUND."""
+    """RevokeToken ends a token at once; ending a revoked one is harmless. NOT_FOUND."""
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -159,6 +178,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """GetAdapterVersion returns one version. NOT_FOUND."""
     ListAdapterVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdapterVersionsRequest, _registry_service_pb2.ListAdapterVersionsResponse]  # type: ignore[assignment]
     """ListAdapterVersions returns an adapter's versions, newest first. NOT_FOUND. INVALID_ARGUMENT: a bad page token."""
+    VerifyAdapterVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.VerifyAdapterVersionRequest, _registry_service_pb2.VerifyAdapterVersionResponse]  # type: ignore[assignment]
+    """VerifyAdapterVersion hashes a version's stored files again and repeats the check that it passed when it was
+    registered. What it finds is in the answer, not in the status. NOT_FOUND.
+    """
     RetireAdapterVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RetireAdapterVersionRequest, _registry_service_pb2.RetireAdapterVersionResponse]  # type: ignore[assignment]
     """RetireAdapterVersion withdraws a version for good reasons and for everyone. Retiring a retired one is harmless.
     NOT_FOUND. FAILED_PRECONDITION: an alias points at it (VERSION_IN_USE) and `force` is not set.
@@ -166,13 +189,18 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     UnretireAdapterVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UnretireAdapterVersionRequest, _registry_service_pb2.UnretireAdapterVersionResponse]  # type: ignore[assignment]
     """UnretireAdapterVersion makes a retired version promotable again. NOT_FOUND. FAILED_PRECONDITION: not retired."""
     PromoteAdapterVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.PromoteAdapterVersionRequest, _registry_service_pb2.PromoteAdapterVersionResponse]  # type: ignore[assignment]
-    """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version.
+    """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version, or a
+    canary on an alias that does not exist.
     ABORTED: the alias does not point at `expected_version` (ALIAS_MOVED). FAILED_PRECONDITION: the version is
     retired or rejected, or the alias's policy wants a signature. INVALID_ARGUMENT: a bad alias or weight.
     """
     RollbackAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RollbackAliasRequest, _registry_service_pb2.RollbackAliasResponse]  # type: ignore[assignment]
-    """RollbackAlias moves an alias back to what it pointed at before its last change. NOT_FOUND.
+    """RollbackAlias moves an alias back to the last other version that it pointed at as a whole; a split ends. NOT_FOUND.
     FAILED_PRECONDITION: there is no earlier target, or it is retired. ABORTED: ALIAS_MOVED.
+    """
+    SetAliasProtection: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasProtectionRequest, _registry_service_pb2.SetAliasProtectionResponse]  # type: ignore[assignment]
+    """SetAliasProtection protects an alias, which from then on is moved only by callers whose right to promote names
+    it, or by admins; or lifts that. Where it points does not change. NOT_FOUND.
     """
     ListAliasChanges: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAliasChangesRequest, _registry_service_pb2.ListAliasChangesResponse]  # type: ignore[assignment]
     """ListAliasChanges returns an alias's history, newest first. NOT_FOUND. INVALID_ARGUMENT: a bad page token."""
@@ -182,17 +210,27 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     (WRONG_BASE_MODEL). INVALID_ARGUMENT: not a reference.
     """
     GetLineage: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]  # type: ignore[assignment]
-    """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND."""
+    """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
+    INVALID_ARGUMENT: no start, or more than 32 for max_depth.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetStatusRequest, _registry_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """GetStatus returns the store's identity and revision."""
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAuditEntriesRequest, _registry_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """ListAuditEntries returns who changed what, newest first. INVALID_ARGUMENT: a bad page token."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateTokenRequest, _registry_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
-    """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad scope."""
+    """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad name or
+    scope, a limit on an admin, or a time that has passed. ABORTED (SECRET_NOT_KEPT): a repeat; the token of the first
+    call exists, and its secret was in the answer that got lost.
+    """
     ListTokens: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListTokensRequest, _registry_service_pb2.ListTokensResponse]  # type: ignore[assignment]
     """ListTokens returns tokens without their secrets. INVALID_ARGUMENT: a bad page token."""
+    RotateToken: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RotateTokenRequest, _registry_service_pb2.RotateTokenResponse]  # type: ignore[assignment]
+    """RotateToken makes another token with the rights of one that is in force, and ends that one after `grace`, so that
+    whoever uses it can change over. NOT_FOUND. FAILED_PRECONDITION: it was revoked or has expired. INVALID_ARGUMENT: a
+    bad time. ABORTED: as for CreateToken.
+    """
     RevokeToken: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RevokeTokenRequest, _registry_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """RevokeToken ends a token. NOT_FOUND."""
+    """RevokeToken ends a token at once; ending a revoked one is harmless. NOT_FOUND."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """RegistryService keeps base models, adapters, versions and aliases.
@@ -307,6 +345,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListAdapterVersions returns an adapter's versions, newest first. NOT_FOUND. INVALID_ARGUMENT: a bad page token."""
 
     @_abc_1.abstractmethod
+    def VerifyAdapterVersion(
+        self,
+        request: _registry_service_pb2.VerifyAdapterVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.VerifyAdapterVersionResponse, _abc.Awaitable[_registry_service_pb2.VerifyAdapterVersionResponse]]:
+        """VerifyAdapterVersion hashes a version's stored files again and repeats the check that it passed when it was
+        registered. What it finds is in the answer, not in the status. NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
     def RetireAdapterVersion(
         self,
         request: _registry_service_pb2.RetireAdapterVersionRequest,
@@ -330,7 +378,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.PromoteAdapterVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.PromoteAdapterVersionResponse, _abc.Awaitable[_registry_service_pb2.PromoteAdapterVersionResponse]]:
-        """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version.
+        """PromoteAdapterVersion moves an alias to a version, or splits it for a canary. NOT_FOUND: adapter or version, or a
+        canary on an alias that does not exist.
         ABORTED: the alias does not point at `expected_version` (ALIAS_MOVED). FAILED_PRECONDITION: the version is
         retired or rejected, or the alias's policy wants a signature. INVALID_ARGUMENT: a bad alias or weight.
         """
@@ -341,8 +390,18 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.RollbackAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.RollbackAliasResponse, _abc.Awaitable[_registry_service_pb2.RollbackAliasResponse]]:
-        """RollbackAlias moves an alias back to what it pointed at before its last change. NOT_FOUND.
+        """RollbackAlias moves an alias back to the last other version that it pointed at as a whole; a split ends. NOT_FOUND.
         FAILED_PRECONDITION: there is no earlier target, or it is retired. ABORTED: ALIAS_MOVED.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAliasProtection(
+        self,
+        request: _registry_service_pb2.SetAliasProtectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.SetAliasProtectionResponse, _abc.Awaitable[_registry_service_pb2.SetAliasProtectionResponse]]:
+        """SetAliasProtection protects an alias, which from then on is moved only by callers whose right to promote names
+        it, or by admins; or lifts that. Where it points does not change. NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -370,7 +429,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.GetLineageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.GetLineageResponse, _abc.Awaitable[_registry_service_pb2.GetLineageResponse]]:
-        """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND."""
+        """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
+        INVALID_ARGUMENT: no start, or more than 32 for max_depth.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -394,7 +455,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.CreateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.CreateTokenResponse, _abc.Awaitable[_registry_service_pb2.CreateTokenResponse]]:
-        """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad scope."""
+        """CreateToken makes a bearer token; its secret is in this answer and nowhere else. INVALID_ARGUMENT: a bad name or
+        scope, a limit on an admin, or a time that has passed. ABORTED (SECRET_NOT_KEPT): a repeat; the token of the first
+        call exists, and its secret was in the answer that got lost.
+        """
 
     @_abc_1.abstractmethod
     def ListTokens(
@@ -405,11 +469,22 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListTokens returns tokens without their secrets. INVALID_ARGUMENT: a bad page token."""
 
     @_abc_1.abstractmethod
+    def RotateToken(
+        self,
+        request: _registry_service_pb2.RotateTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.RotateTokenResponse, _abc.Awaitable[_registry_service_pb2.RotateTokenResponse]]:
+        """RotateToken makes another token with the rights of one that is in force, and ends that one after `grace`, so that
+        whoever uses it can change over. NOT_FOUND. FAILED_PRECONDITION: it was revoked or has expired. INVALID_ARGUMENT: a
+        bad time. ABORTED: as for CreateToken.
+        """
+
+    @_abc_1.abstractmethod
     def RevokeToken(
         self,
         request: _registry_service_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.RevokeTokenResponse, _abc.Awaitable[_registry_service_pb2.RevokeTokenResponse]]:
-        """RevokeToken ends a token. NOT_FOUND."""
+        """RevokeToken ends a token at once; ending a revoked one is harmless. NOT_FOUND."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
