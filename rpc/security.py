@@ -1,4 +1,5 @@
-"""Who may connect and call: TLS, client certificates, bearer tokens. It knows names of callers, not what they may do.
+"""Who may connect and call: TLS, client certificates, bearer tokens. It knows names of callers, not what they may do;
+a server that tells its callers' rights apart brings a `Gate` of its own.
 
 A token file has one `NAME SHA256` line per token, the hash in hex, so that a leaked file opens nothing:
 
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -36,6 +38,24 @@ class ConfigError(DomainError):
     """A setting cannot be used."""
 
     code, reason = "INVALID_ARGUMENT", "BAD_SETTING"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a caller shows of itself: a bearer token's secret, and the names on its verified client certificate."""
+
+    secret: str = ""
+    identities: tuple[str, ...] = ()
+
+
+class Gate(Protocol):
+    """Decides about each call before its servicer sees it."""
+
+    async def admit(self, method: str, shown: Shown, request: object | None) -> str:
+        """The caller's name. `method` is the path of the RPC; `request` is None where requests are streamed.
+
+        Raises Unauthenticated, or another DomainError for a caller who may not do this.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +84,32 @@ class Security:
 
     def check_listen(self, listen: str) -> None:
         """Raises ConfigError when `listen` is reachable from outside and callers need prove nothing."""
-        if not self.token_hashes and self.client_ca is None and not is_loopback(listen):
+        if not self.is_configured and not is_loopback(listen):
             raise ConfigError(
                 f"refusing to listen on {listen} with neither tokens nor client certificates: "
                 "give a token file or a client CA, or listen on 127.0.0.1"
             )
 
-    def authenticate(self, context: grpc.aio.ServicerContext[object, object]) -> str:
-        """The caller's name. Raises Unauthenticated."""
-        if self.token_hashes:
-            metadata = dict(context.invocation_metadata() or ())
-            scheme, _, secret = str(metadata.get("authorization", "")).partition(" ")
-            given = hashlib.sha256(secret.strip().encode()).hexdigest()
-            # Every token is compared, so that the time taken says nothing about which one was close.
-            names = [name for name, known in self.token_hashes.items() if hmac.compare_digest(given, known)]
-            if scheme.lower() == "bearer" and names:
-                return names[0]
-            if self.client_ca is None:
-                raise Unauthenticated
-        identities = context.peer_identities()
-        if identities:
-            return next(iter(identities)).decode(errors="replace")
-        return ANONYMOUS
+    @property
+    def is_configured(self) -> bool:
+        """Whether callers have to prove who they are."""
+        return bool(self.token_hashes) or self.client_ca is not None
+
+    def find_token(self, secret: str) -> str | None:
+        """The name of the token in the file that has this secret."""
+        given = hash_secret(secret)
+        # Every token is compared, so that the time taken says nothing about which one was close.
+        names = [name for name, known in self.token_hashes.items() if hmac.compare_digest(given, known)]
+        return names[0] if names else None
+
+    async def admit(self, method: str, shown: Shown, request: object | None) -> str:
+        """The gate of a server whose callers may do everything once they are known. Raises Unauthenticated."""
+        name = self.find_token(shown.secret)
+        if name is not None:
+            return name
+        if self.token_hashes and self.client_ca is None:
+            raise Unauthenticated
+        return shown.identities[0] if shown.identities else ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +130,22 @@ class ClientSecurity:
         return grpc.ssl_channel_credentials(
             _read(self.ca), _read(self.key) if self.key else None, _read(self.cert) if self.cert else None
         )
+
+
+def read_shown(context: grpc.aio.ServicerContext[object, object]) -> Shown:
+    """What the caller of a call in progress shows."""
+    metadata = dict(context.invocation_metadata() or ())
+    scheme, _, secret = str(metadata.get("authorization", "")).partition(" ")
+    identities = context.peer_identities() or ()
+    return Shown(
+        secret=secret.strip() if scheme.lower() == "bearer" else "",
+        identities=tuple(one.decode(errors="replace") for one in identities),
+    )
+
+
+def hash_secret(secret: str) -> str:
+    """SHA-256 in hex. A secret is 256 random bits, so nothing slower is needed to keep it from being guessed."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def read_token_file(path: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from rpc.errors import DomainError
-from rpc.security import ConfigError, Security, set_actor
+from rpc.security import ConfigError, Gate, Security, read_shown, set_actor
 from rpc.status import abort
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,15 @@ class Unexpected(DomainError):
 class Server:
     """A bound gRPC server; `start`, then `drain`."""
 
-    def __init__(self, services: Sequence[Service], *, listen: str, security: Security) -> None:
-        """Binds. Raises ConfigError when the address cannot be bound or is open to the world."""
+    def __init__(
+        self, services: Sequence[Service], *, listen: str, security: Security, gate: Gate | None = None
+    ) -> None:
+        """Binds. Without a gate, who is known may do everything.
+
+        Raises ConfigError when the address cannot be bound or is open to the world.
+        """
         security.check_listen(listen)
-        self._server = grpc.aio.server(interceptors=[Doorman(security)], options=OPTIONS)
+        self._server = grpc.aio.server(interceptors=[Doorman(gate or security)], options=OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._names = [service.descriptor.full_name for service in services]
@@ -101,8 +106,9 @@ async def serve(
     drain_s: float,
     on_ready: Callable[[int], None],
     on_drain: Callable[[], Awaitable[None]] | None = None,
+    gate: Gate | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT. `on_ready` gets the bound port."""
+    """Serves until SIGTERM or SIGINT. `on_ready` gets the bound port; for the gate see `Server`."""
     stopping = asyncio.Event()
     stop_now = asyncio.Event()
 
@@ -110,7 +116,7 @@ async def serve(
         (stop_now if stopping.is_set() else stopping).set()
 
     loop = asyncio.get_running_loop()
-    server = Server(services, listen=listen, security=security)
+    server = Server(services, listen=listen, security=security, gate=gate)
     await server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
@@ -131,13 +137,13 @@ async def serve(
 
 
 class Doorman(grpc.aio.ServerInterceptor):
-    """Lets a call in when its caller proves who it is, and turns what the call raises into a status."""
+    """Lets a call in when the gate admits it, and turns what the call raises into a status."""
 
     # Probes of orchestrators carry no tokens.
     OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
 
-    def __init__(self, security: Security) -> None:
-        self._security = security
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -146,16 +152,17 @@ class Doorman(grpc.aio.ServerInterceptor):
         method = details.method
         is_open = method in self.OPEN
 
-        async def enter(context: Any) -> None:
+        async def enter(request: Any, context: Any) -> None:
             if not is_open:
-                set_actor(self._security.authenticate(context))
+                known = None if handler.request_streaming else request
+                set_actor(await self._gate.admit(method, read_shown(context), known))
 
         if handler.response_streaming:
             behavior = handler.stream_stream or handler.unary_stream
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 try:
-                    await enter(context)
+                    await enter(request, context)
                     answers = behavior(request, context)
                     if inspect.isawaitable(answers):  # the health service writes to the context instead of yielding
                         await answers
@@ -174,7 +181,7 @@ class Doorman(grpc.aio.ServerInterceptor):
 
         async def unary(request: Any, context: Any) -> Any:
             try:
-                await enter(context)
+                await enter(request, context)
                 return await behavior(request, context)
             except Exception as error:
                 return await _fail(context, method, error)
