@@ -1,5 +1,5 @@
 # demo · up · test · check · proto · bench: each a line or two. Every target makes what it needs.
-.PHONY: demo up test check proto bench clean
+.PHONY: demo up test check proto bench lock clean
 PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(sort $(shell cd proto && find . -name '*.proto' | cut -c3-))
@@ -26,11 +26,15 @@ proto: .venv/ready ## regenerate the stubs beside the protos
 bench: .venv/ready ## tokens/s and latencies beside this machine's own limits
 	@$(BIN)/python -m bench
 
+lock: .venv/ready ## pin what the pinned dependencies need, as it is installed now
+	@(echo '# Every package of a working environment, for `make`; written by `make lock`.'; \
+	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.txt
+
 clean: ## forget the environment and everything made
 	rm -rf .venv .cache
 
-.venv/ready: pyproject.toml
+.venv/ready: pyproject.toml constraints.txt
 	@echo "installing loraplex and its pinned dependencies into .venv (a minute or two, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -25,7 +25,7 @@ from inference.engine.engine import Engine
 from inference.engine.kv_cache import KVCache, block_bytes
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
-from inference.errors import InvalidRequest
+from inference.errors import EngineFailed, InvalidRequest
 from inference.lora.bank import Bank
 from inference.lora.loader import Adapters
 from inference.lora.slots import Slots
@@ -76,6 +76,8 @@ class Core:
     engine: Engine
     streams: Streams
     limits: Limits
+    failure: asyncio.Future[None]
+    """Gets the engine's error should it end by itself; pending otherwise."""
 
 
 @contextlib.asynccontextmanager
@@ -97,17 +99,19 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         modules=described.modules,
         wait_s=settings.load_wait_s,
     )
-    engine, limits = _engine(settings, model, bank, streams)
+    failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    engine, limits = _engine(settings, model, bank, streams=streams, failure=failure)
     engine.start()
     try:
-        yield Core(described, tokenizer, model, adapters, engine, streams, limits)
+        yield Core(described, tokenizer, model, adapters, engine, streams, limits, failure)
     finally:
         await adapters.close()
         await asyncio.to_thread(engine.stop)
 
 
 async def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT. Raises InferenceError, ConfigError and BaseModelRefused before it serves."""
+    """Serves until SIGTERM or SIGINT. Raises InferenceError, ConfigError and BaseModelRefused before it serves, and
+    EngineFailed when the engine ended by itself: whoever watches the process starts it again."""
     security = settings.security()
     async with contextlib.AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings))
@@ -174,10 +178,18 @@ async def run(settings: Settings) -> None:
             drain_s=settings.drain_s,
             on_ready=lambda port: log.info("worker %s serves on port %d", facts.worker_id, port),
             on_drain=service.drain,
+            until=core.failure,
         )
 
 
-def _engine(settings: Settings, model: Llama, bank: Bank, streams: Streams) -> tuple[Engine, Limits]:
+def _engine(
+    settings: Settings, model: Llama, bank: Bank, *, streams: Streams, failure: asyncio.Future[None]
+) -> tuple[Engine, Limits]:
+    loop = asyncio.get_running_loop()
+
+    def on_failure(error: EngineFailed) -> None:
+        loop.call_soon_threadsafe(failure.set_exception, error)
+
     config = model.config
     shape: dict[str, Any] = {
         "num_layers": config.num_layers,
@@ -206,7 +218,7 @@ def _engine(settings: Settings, model: Llama, bank: Bank, streams: Streams) -> t
             limits.max_context, asked, config.max_positions, num_blocks * BLOCK_SIZE,
         )  # fmt: skip
     scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
-    return Engine(Runner(model, kv_cache, bank), scheduler, streams.deliver), limits
+    return Engine(Runner(model, kv_cache, bank), scheduler, streams.deliver, on_failure=on_failure), limits
 
 
 async def _resolution(
@@ -228,10 +240,13 @@ async def _resolution(
 
 def _aliases(table: Table) -> Iterable[KnownVersion]:
     for key in {*table.desired, *table.serving}:
-        version, desired = table.current(key), table.desired.get(key)
-        assert version is not None
-        failure = table.failures.get(desired.digest, "") if desired is not None else ""
-        yield KnownVersion(str(key), version, failure)
+        current, desired = table.current(key), table.desired.get(key)
+        assert current is not None
+        failures = (
+            [table.failures[one.digest] for one in desired.versions if one.digest in table.failures] if desired else []
+        )
+        # A split is listed by its largest side.
+        yield KnownVersion(str(key), current.main, "; ".join(failures))
 
 
 def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: contextlib.AsyncExitStack) -> Metrics:

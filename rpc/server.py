@@ -107,8 +107,12 @@ async def serve(
     on_ready: Callable[[int], None],
     on_drain: Callable[[], Awaitable[None]] | None = None,
     gate: Gate | None = None,
+    until: asyncio.Future[None] | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT. `on_ready` gets the bound port; for the gate see `Server`."""
+    """Serves until SIGTERM or SIGINT. `on_ready` gets the bound port; for the gate see `Server`.
+
+    When `until` gets an error, the server drains and this raises it: what serves without its core is worse than gone.
+    """
     stopping = asyncio.Event()
     stop_now = asyncio.Event()
 
@@ -122,6 +126,8 @@ async def serve(
         loop.add_signal_handler(number, on_signal)
     try:
         on_ready(server.port)
+        if until is not None:
+            until.add_done_callback(lambda _: stopping.set())
         await stopping.wait()
         log.info("draining for at most %.0f s; a second signal stops at once", drain_s)
         drain = asyncio.ensure_future(server.drain(drain_s, on_drain))
@@ -131,6 +137,8 @@ async def serve(
         if not drain.done():
             drain.cancel()
             await server.drain(0)
+        if until is not None and until.done():
+            until.result()
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

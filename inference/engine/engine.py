@@ -58,13 +58,22 @@ class Engine:
     """Answers requests until it is stopped.
 
     `on_events` is called on the engine thread with all events of one step; it must only hand them over. Each request
-    that `submit` took gets exactly one Finished or Failed, its last event, whatever happens.
+    that `submit` took gets exactly one Finished or Failed, its last event, whatever happens. `on_failure` is called on
+    the same thread, once, if the engine ends because its state cannot be trusted: the process should end too.
     """
 
-    def __init__(self, runner: StepRunner, scheduler: Scheduler, on_events: Callable[[list[Event]], None]) -> None:
+    def __init__(
+        self,
+        runner: StepRunner,
+        scheduler: Scheduler,
+        on_events: Callable[[list[Event]], None],
+        *,
+        on_failure: Callable[[EngineFailed], None] | None = None,
+    ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._on_events = on_events
+        self._on_failure = on_failure
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()  # guards the inbox and the four names below
@@ -170,6 +179,8 @@ class Engine:
             log.critical("the engine ended, because its state cannot be trusted", exc_info=True)
             with self._wake:
                 self._failure = EngineFailed(f"the engine ended: {type(error).__name__}: {error}")
+            if self._on_failure is not None:
+                self._on_failure(self._failure)
         finally:
             self._close()
 

@@ -25,7 +25,7 @@ from loraplex.registry.v1 import watch_service_pb2_grpc as watch_pb_grpc
 from rpc.channel import connect
 from rpc.errors import DomainError
 from rpc.security import ClientSecurity, ConfigError, Security, Unauthenticated, actor, read_token_file
-from rpc.server import Server, Service
+from rpc.server import Server, Service, serve
 from rpc.status import from_rpc_error
 
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent)) or "buf"
@@ -258,3 +258,23 @@ async def test_sigterm_ends_the_process_after_the_drain() -> None:
     process.send_signal(signal.SIGTERM)
     out, _ = await asyncio.wait_for(process.communicate(), 30)
     assert (process.returncode, out) == (0, b"told\n")
+
+
+async def test_a_server_whose_core_has_failed_drains_and_raises_its_error() -> None:
+    until: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    drained = asyncio.Event()
+
+    async def on_drain() -> None:
+        drained.set()
+
+    with pytest.raises(Closed, match="the core is gone"):
+        await serve(
+            [],
+            listen="127.0.0.1:0",
+            security=Security(),
+            drain_s=5,
+            on_ready=lambda _: until.set_exception(Closed("the core is gone")),
+            on_drain=on_drain,
+            until=until,
+        )
+    assert drained.is_set()

@@ -65,7 +65,8 @@ class Bench:
         self.world = world
         self.runner = runner
         self.inbox = Inbox()
-        self.engine = Engine(runner, world.scheduler, self.inbox)
+        self.failures: list[EngineFailed] = []
+        self.engine = Engine(runner, world.scheduler, self.inbox, on_failure=self.failures.append)
 
     def submit(self, *args: Any, **options: Any) -> Request:
         request: Request = self.world.request(*args, **options)
@@ -187,6 +188,7 @@ def test_an_error_in_the_scheduler_ends_the_engine_and_says_so_to_everybody(gate
     assert isinstance(end.error, EngineFailed)
     with pytest.raises(EngineFailed, match="the engine ended: TypeError"):
         bench.submit(3)
+    assert bench.failures == [end.error]
 
 
 def test_functions_run_on_the_engine_thread_between_steps(bench: Bench) -> None:
