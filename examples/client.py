@@ -1,0 +1,51 @@
+"""A service of yours that asks a worker, with nothing but the generated stubs.
+
+python -m examples.client "Tell me about the sea." pirate
+"""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from loraplex.inference.v1 import inference_service_pb2 as pb
+from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
+
+WORKER = "127.0.0.1:7200"
+
+
+def main() -> None:
+    prompt, *adapters = sys.argv[1:] or ["Tell me about the sea."]
+    request = pb.GenerateRequest(
+        chat=pb.Chat(messages=[pb.ChatMessage(role="user", content=prompt)]),
+        adapters=[pb.AdapterUse(reference=reference) for reference in adapters],
+        stop=pb.StopConditions(max_tokens=64),
+    )
+    with grpc.insecure_channel(WORKER) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        try:
+            for message in stub.Generate(request, timeout=60):
+                if message.HasField("started"):
+                    for served in message.started.adapters:
+                        print(f"[{served.adapter}:{served.version} {served.digest}]")
+                print(message.chunk.text, end="", flush=True)
+            print()
+        except grpc.RpcError as error:
+            raise SystemExit(f"{error.code().name} ({reason(error)}): {error.details()}") from None
+
+
+def reason(error: grpc.RpcError) -> str:
+    """The stable word for what went wrong, such as ADAPTER_NOT_FOUND: what a program should branch on."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return str(info.reason)
+    return "no reason given"
+
+
+if __name__ == "__main__":
+    main()
