@@ -25,13 +25,15 @@ class AdapterDesk:
         self._adapters = adapters
         self._loads: set[asyncio.Task[Any]] = set()
 
-    async def lease(self, reference: Reference, *, wait: bool = True) -> tuple[Version, Lease]:
+    async def lease(self, reference: Reference, *, request_key: str = "", wait: bool = True) -> tuple[Version, Lease]:
         """The version that the reference means now, with its weights in memory until the lease is released.
+
+        `request_key` chooses the side of a split alias.
 
         Raises everything that resolving, fetching and loading raise, and AdapterLoading when the weights are not in
         memory and `wait` is false; they are then on their way.
         """
-        version = await self._resolver.resolve(reference)
+        version = await self._resolver.resolve(reference, request_key=request_key)
         if not wait and not self._adapters.is_loaded(version.digest):
             self._start(self.load(version))
             raise AdapterLoading(f"{version.name} is being loaded", retry_after_s=1.0)

@@ -132,7 +132,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         stop_ids = frozenset(self._check_ids(request.stop.token_ids, "stop.token_ids"))
         if not request.stop.ignore_eos:
             stop_ids |= self._tokenizer.eos_ids
-        served, leases = await self._lease(request)
+        request_id = request.request_id or uuid.uuid4().hex
+        served, leases = await self._lease(request, request_id)
         engine_request = Request(
             id=f"r{next(self._ids)}",  # the caller's own id may be in use by another request
             prompt_ids=prompt_ids,
@@ -150,7 +151,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         try:
             yield pb.GenerateResponse(
                 started=pb.Started(
-                    request_id=request.request_id or uuid.uuid4().hex,
+                    request_id=request_id,
                     base_model=self._model.name,
                     base_model_digest=self._model.digest,
                     adapters=served,
@@ -358,8 +359,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             logprobs=request.logprobs if request.HasField("logprobs") else None,
         )
 
-    async def _lease(self, request: pb.GenerateRequest) -> tuple[list[pb.ServedAdapter], list[Lease]]:
-        """Leases on every adapter of the request, or on none."""
+    async def _lease(self, request: pb.GenerateRequest, request_id: str) -> tuple[list[pb.ServedAdapter], list[Lease]]:
+        """Leases on every adapter of the request, or on none; the id chooses the sides of split aliases."""
         if len(request.adapters) > MAX_ADAPTERS:
             raise InvalidRequest(
                 f"adapters: expected at most {MAX_ADAPTERS}, found {len(request.adapters)}", field="adapters"
@@ -372,7 +373,9 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 if not math.isfinite(weight):
                     raise InvalidRequest(f"adapters.weight: expected a finite number, found {weight}", field="adapters")
                 version, lease = await self._desk.lease(
-                    Reference.parse(use.reference), wait=request.adapter_loading != pb.ADAPTER_LOADING_REFUSE
+                    Reference.parse(use.reference),
+                    request_key=request_id,
+                    wait=request.adapter_loading != pb.ADAPTER_LOADING_REFUSE,
                 )
                 leases.append(lease)
                 served.append(_served(version, weight))

@@ -25,7 +25,7 @@ from inference.errors import InferenceError, RegistryUnreachable
 from inference.lora.loader import Adapters, LoadedAdapter
 from inference.resolver import Version
 from inference.resolver.registry import to_version
-from inference.resolver.table import Key, Table, save
+from inference.resolver.table import Key, Side, Split, Table, save
 from registry.client import RegistryClient
 from registry.errors import RegistryError
 from registry.resources import AdapterVersion as RegistryVersion
@@ -117,10 +117,7 @@ class Watcher:
                     versions[message.item.adapter, message.item.number] = message.item
                 continue
             if isinstance(message, SnapshotEnd):
-                desired = {
-                    Key(alias.adapter, alias.alias): to_version(versions[alias.adapter, _main_target(alias)])
-                    for alias in aliases
-                }
+                desired = {Key(alias.adapter, alias.alias): _split(alias, versions) for alias in aliases}
                 retired = {key for key, version in versions.items() if version.state is VersionState.RETIRED}
                 for gone in table.replace(desired, retired, store_id=message.store_id, revision=message.revision):
                     self._let_go(gone)
@@ -160,10 +157,9 @@ class Watcher:
     def _apply(self, event: Event) -> None:
         table, happening = self._table, event.happening
         if isinstance(happening, AliasChanged):
-            number = _main_target(happening.alias)
-            version = next(version for version in happening.versions if version.number == number)
-            table.desired[Key(happening.alias.adapter, happening.alias.alias)] = to_version(version)
-            table.failures.pop(version.digest, None)  # promoted again means try again
+            versions = {(version.adapter, version.number): version for version in happening.versions}
+            key = Key(happening.alias.adapter, happening.alias.alias)
+            table.desire(key, _split(happening.alias, versions))
         elif isinstance(happening, VersionRetired):
             table.retired.add((happening.version.adapter, happening.version.number))
         elif isinstance(happening, VersionUnretired):
@@ -182,25 +178,25 @@ class Watcher:
     async def _advance(self, key: Key) -> None:
         """Brings one alias to what is desired when the load ends, which may not be what was when it began."""
         table, retry_s = self._table, FIRST_RETRY_S
-        while (version := table.desired.get(key)) is not None and table.serving.get(key) != version:
-            try:
-                await self._load(key, version)
-            except RegistryUnreachable as error:
-                log.warning("%s: cannot fetch %s yet: %s", key, version.name, error)
-                await asyncio.sleep(retry_s)
-                retry_s = min(2 * retry_s, LAST_RETRY_S)
-                continue
-            except Exception as error:
-                if not isinstance(error, InferenceError):
-                    log.exception("%s: loading %s failed", key, version.name)
-                table.failures[version.digest] = "; ".join((str(error), *getattr(error, "reasons", ())))
-                kept = table.serving.get(key)
-                log.error(
-                    "%s: %s is not served: %s%s", key, version.name, error, f"; keeping {kept.name}" if kept else ""
-                )
-                return
-            if table.desired.get(key) == version:
-                self._switch(key, version)
+        while (split := table.desired.get(key)) is not None and table.serving.get(key) != split:
+            for version in split.versions:
+                try:
+                    await self._load(key, version)
+                except RegistryUnreachable as error:
+                    log.warning("%s: cannot fetch %s yet: %s", key, version.name, error)
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(2 * retry_s, LAST_RETRY_S)
+                    break
+                except Exception as error:
+                    if not isinstance(error, InferenceError):
+                        log.exception("%s: loading %s failed", key, version.name)
+                    table.failures[version.digest] = "; ".join((str(error), *getattr(error, "reasons", ())))
+                    kept = table.serving.get(key)
+                    log.error("%s: %s is not served: %s%s", key, split, error, f"; keeping {kept}" if kept else "")
+                    return
+            else:
+                if table.desired.get(key) == split:
+                    self._switch(key, split)
 
     async def _load(self, key: Key, version: Version) -> None:
         """Loads beside what is served. A first target that would evict others stays on disk until it is asked for."""
@@ -210,12 +206,12 @@ class Watcher:
         else:
             await self._desk.fetch(version)
 
-    def _switch(self, key: Key, version: Version) -> None:
+    def _switch(self, key: Key, split: Split) -> None:
         old = self._table.serving.get(key)
-        self._table.serving[key] = version
-        log.info("%s now serves %s (%s)%s", key, version.name, version.digest, f", was {old.name}" if old else "")
-        if old is not None:
-            self._let_go(old)
+        self._table.serving[key] = split
+        log.info("%s now serves %s (%s)%s", key, split, split.main.digest, f", was {old}" if old else "")
+        for version in old.versions if old is not None else ():
+            self._let_go(version)
 
     def _let_go(self, version: Version) -> None:
         """Frees a version's memory once its running requests have ended, unless another alias wants it."""
@@ -242,9 +238,7 @@ class Watcher:
         table = self._table
         loaded = {adapter.digest: adapter for adapter in self._adapters.loaded()}
         # By name and number: the same bytes may be two versions, of two adapters.
-        wanted = {
-            (version.adapter, version.number): version for version in (*table.desired.values(), *table.serving.values())
-        }
+        wanted = {(version.adapter, version.number): version for version in table.wanted()}
         adapters = []
         for version in wanted.values():
             served = table.aliases_of(version)
@@ -279,6 +273,12 @@ def _entry(
     )
 
 
-def _main_target(alias: Alias) -> int:
-    """The version that gets most of an alias's traffic."""
-    return max((target for target in alias.targets if not target.shadow), key=lambda target: target.weight).version
+def _split(alias: Alias, versions: dict[tuple[str, int], RegistryVersion]) -> Split:
+    """What the worker keeps of an alias: shadow targets get no answers that anyone sees."""
+    return Split(
+        tuple(
+            Side(to_version(versions[alias.adapter, target.version]), target.weight)
+            for target in alias.targets
+            if not target.shadow
+        )
+    )

@@ -270,17 +270,22 @@ class RegistryClient:
         number: int,
         *,
         alias: str = "",
+        canary_weight: int = 0,
         expected_version: int | None = None,
         validate_only: bool = False,
         message: str = "",
     ) -> Promoted:
-        """Points an alias at a version; `expected_version` is what it must point at now, 0 for nothing."""
+        """Points an alias at a version, or `canary_weight` hundredths of a percent of it.
+
+        `expected_version` is what it must point at now, 0 for nothing.
+        """
         answer = await self._call(
             self._registry.PromoteAdapterVersion,
             pb.PromoteAdapterVersionRequest(
                 adapter=adapter,
                 alias=alias,
                 version=number,
+                canary_weight=canary_weight,
                 expected_version=expected_version,
                 validate_only=validate_only,
                 request_id=_new_request_id(),

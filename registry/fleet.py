@@ -1,7 +1,8 @@
 """Whether the workers serve what an alias says. Knows reports of workers; knows neither terminal nor RPC.
 
-A worker that is live serves a version when its report lists the digest as READY under the alias. It failed when its
-report says so and it has seen the promotion. One whose lease ran out serves nobody and is not waited for.
+A worker that is live serves an alias when it has seen the promotion and its report lists exactly the alias's targets
+as READY under it. It failed when its report says so of a target. One whose lease ran out serves nobody and is not
+waited for.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ POLL_S = 0.25
 
 
 class Standing(StrEnum):
-    """Where one worker is with the version."""
+    """Where one worker is with what the alias points at."""
 
     WAITING = "waiting"
     LOADING = "loading"
@@ -40,29 +41,26 @@ class WorkerStanding:
 
 
 class NotConverged(DomainError):
-    """Not every live worker serves the version."""
+    """Not every live worker serves what the alias points at."""
 
     code, reason = "FAILED_PRECONDITION", "FLEET_NOT_CONVERGED"
     domain: ClassVar[str] = "loraplex.registry"
 
 
 def standings(workers: Sequence[Worker], alias: Alias) -> list[WorkerStanding]:
-    """Where each live worker is with what the alias's main target says; `alias.revision` is the promotion's."""
-    digest = main_digest(alias)
-    return [_standing(worker, alias, digest) for worker in workers if worker.state is WorkerState.LIVE]
+    """Where each live worker is with the alias's targets; `alias.revision` is the promotion's."""
+    return [_standing(worker, alias) for worker in workers if worker.state is WorkerState.LIVE]
 
 
-def main_digest(alias: Alias) -> str:
-    """The digest that gets most of the traffic."""
-    return max((target for target in alias.targets if not target.shadow), key=lambda target: target.weight).digest
-
-
-def _standing(worker: Worker, alias: Alias, digest: str) -> WorkerStanding:
-    found = [one for one in worker.adapters if one.digest == digest]
-    if any(one.state is WorkerAdapterState.READY and alias.alias in one.aliases for one in found):
-        return WorkerStanding(worker.id, Standing.SERVING)
-    # A report from before the promotion may still tell of an earlier attempt.
+def _standing(worker: Worker, alias: Alias) -> WorkerStanding:
+    wanted = {target.version for target in alias.targets if not target.shadow}
+    here = [one for one in worker.adapters if one.adapter == alias.adapter]
+    served = {one.version for one in here if one.state is WorkerAdapterState.READY and alias.alias in one.aliases}
+    found = [one for one in here if one.version in wanted]
+    # A report from before the promotion may tell of an earlier attempt, or of other weights.
     if worker.observed_revision >= alias.revision:
+        if served == wanted:
+            return WorkerStanding(worker.id, Standing.SERVING)
         failure = next((one.failure for one in found if one.state is WorkerAdapterState.FAILED), None)
         if failure is not None:
             return WorkerStanding(worker.id, Standing.FAILED, failure or "no reason given")
@@ -78,7 +76,7 @@ async def wait_until_served(
     timeout_s: float,
     on_change: Callable[[list[WorkerStanding]], None],
 ) -> list[WorkerStanding]:
-    """Waits until every live worker of the base model serves the alias's version; empty when none is live.
+    """Waits until every live worker of the base model serves the alias's targets; empty when none is live.
 
     Raises NotConverged when one failed or time is up, AliasMoved when the alias points elsewhere meanwhile.
     """
@@ -108,6 +106,6 @@ def _not_converged(now: Sequence[WorkerStanding], what: str) -> NotConverged:
 async def _check_alias(client: RegistryClient, alias: Alias) -> None:
     adapter = await client.get_adapter(alias.adapter)
     current = next((one for one in adapter.aliases if one.alias == alias.alias), None)
-    if current is None or main_digest(current) != main_digest(alias):
-        where = f"{alias.adapter}:{current.targets[0].version}" if current else "nothing"
+    if current is None or current.targets != alias.targets:
+        where = " and ".join(f"{alias.adapter}:{one.version}" for one in current.targets) if current else "nothing"
         raise AliasMoved(f"{alias.adapter}@{alias.alias} was moved to {where} while waiting")

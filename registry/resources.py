@@ -12,9 +12,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from adapter.manifest import Manifest
+from adapter.splits import FULL_WEIGHT
 
-# The whole of an alias's traffic, in hundredths of a percent.
-FULL_WEIGHT = 10_000
 DEFAULT_ALIAS = "production"
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from adapter.base_model import config_digest, tokenizer_digest, weights_digest
 from adapter.manifest import MAX_FILES, Manifest
+from adapter.splits import FULL_WEIGHT
 from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from registry import messages
@@ -27,7 +28,7 @@ from registry.requests import (
     read_call,
     read_page,
 )
-from registry.resources import DEFAULT_ALIAS, FULL_WEIGHT, BaseModel
+from registry.resources import DEFAULT_ALIAS, BaseModel
 from registry.store import Store
 from registry.store.aliases import MovedAlias
 from registry.store.database import Call
@@ -178,15 +179,14 @@ class RegistryService(RegistryServiceServicer):
             raise InvalidRequest(
                 f"canary_weight: expected at most {FULL_WEIGHT}, found {request.canary_weight}", field="canary_weight"
             )
-        if request.canary_weight:
-            _not_yet("canary_weight")
         if request.shadow:
             _not_yet("shadow")
         moved = await self._store.aliases.promote(
             _call("PromoteAdapterVersion", request),
             request.adapter,
             request.version,
-            alias=_check_alias(request.alias),
+            alias=check_alias(request.alias),
+            weight=request.canary_weight or FULL_WEIGHT,
             expected_version=_expected(request),
             message=check_text(request.message, "message"),
             dry_run=request.validate_only,
@@ -214,7 +214,9 @@ class RegistryService(RegistryServiceServicer):
 
     async def ResolveAdapter(self, request: pb.ResolveAdapterRequest, context: Context) -> pb.ResolveAdapterResponse:
         reference = check_reference(request.reference, "reference")
-        found = await self._store.aliases.resolve(reference, base_model_digest=request.base_model_digest)
+        found = await self._store.aliases.resolve(
+            reference, base_model_digest=request.base_model_digest, request_key=request.request_key
+        )
         return pb.ResolveAdapterResponse(version=messages.write_version(found.version), revision=found.revision)
 
     async def GetLineage(self, request: pb.GetLineageRequest, context: Context) -> pb.GetLineageResponse:

@@ -33,8 +33,8 @@ class Version:
 class Resolver(Protocol):
     """Where versions come from."""
 
-    async def resolve(self, reference: Reference) -> Version:
-        """The version that a reference means now.
+    async def resolve(self, reference: Reference, *, request_key: str = "") -> Version:
+        """The version that a reference means now; of a split alias the side that `request_key` takes.
 
         Raises AdapterNotFound, AdapterRetired, WrongBaseModel, RegistryUnreachable.
         """

@@ -27,7 +27,7 @@ class FilesystemResolver:
             self.versions[name] = version
             self._folders[version.digest] = Path(folder)
 
-    async def resolve(self, reference: Reference) -> Version:
+    async def resolve(self, reference: Reference, *, request_key: str = "") -> Version:  # noqa: ARG002 -- no splits here
         """As Resolver.resolve; only a name or a digest can be found here."""
         found = next(
             (

@@ -34,11 +34,11 @@ class RegistryResolver:
         self._cache = cache
         self._base_model_digest = base_model_digest
 
-    async def resolve(self, reference: Reference) -> Version:
+    async def resolve(self, reference: Reference, *, request_key: str = "") -> Version:
         """As Resolver.resolve."""
-        version = self._known(reference)
+        version = self._known(reference, request_key)
         if version is None:
-            version = await self._ask(reference)
+            version = await self._ask(reference, request_key)
             if reference.alias is None:
                 self._table.versions[version.adapter, version.number] = version
         if self._table.is_retired(version):
@@ -66,18 +66,22 @@ class RegistryResolver:
                 metadata={"expected": self._base_model_digest, "actual": version.base_model_digest},
             )
 
-    def _known(self, reference: Reference) -> Version | None:
+    def _known(self, reference: Reference, request_key: str) -> Version | None:
         if reference.digest is not None:
             return self._table.find_digest(reference.digest)
         assert reference.name is not None
         if reference.number is not None:
             return self._table.versions.get((reference.name, reference.number))
         assert reference.alias is not None
-        return self._table.current(Key(reference.name, reference.alias))
+        key = Key(reference.name, reference.alias)
+        split = self._table.current(key)
+        return None if split is None else split.choose(key, request_key)
 
-    async def _ask(self, reference: Reference) -> Version:
+    async def _ask(self, reference: Reference, request_key: str) -> Version:
         try:
-            found = await self._client.resolve(str(reference), base_model_digest=self._base_model_digest)
+            found = await self._client.resolve(
+                str(reference), base_model_digest=self._base_model_digest, request_key=request_key
+            )
         except RegistryError as error:
             raise _translate(error, str(reference)) from error
         return to_version(found.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from registry.options import Session, global_options, with_session
 
 if TYPE_CHECKING:
     from registry.fleet import WorkerStanding
-    from registry.resources import AdapterVersion, Alias
+    from registry.resources import Adapter, AdapterVersion, Alias
 
 # A version's number travels as uint32 and is stored as a signed 32-bit integer.
 VERSION = click.IntRange(1, 2**31 - 1)
@@ -25,6 +26,20 @@ def _read_labels(_: click.Context, __: click.Parameter, found: tuple[str, ...]) 
             raise click.BadParameter(f"expected KEY=VALUE, found {one!r}")
         labels[key] = value
     return labels
+
+
+def _read_share(_: click.Context, __: click.Parameter, found: str | None) -> int:
+    """`10%`, `0.5%` or `10`, in hundredths of a percent; 0 when not given."""
+    if found is None:
+        return 0
+    try:
+        weight = Decimal(found.removesuffix("%").strip()) * 100
+    except InvalidOperation:
+        weight = Decimal(-1)
+    # Not a number compares with nothing.
+    if not weight.is_finite() or not 0 < weight < 10_000 or weight != int(weight):
+        raise click.BadParameter(f"expected a share between 0.01% and 99.99% such as 10%, found {found!r}")
+    return int(weight)
 
 
 @click.command()
@@ -123,6 +138,7 @@ def _promoted_line(alias: Alias, *, changed: bool, dry_run: bool) -> str:
 @click.argument("name")
 @click.argument("version", type=VERSION)
 @click.option("--alias", default="production", show_default=True, help="The alias to move; made when it is new.")
+@click.option("--canary", callback=_read_share, metavar="SHARE", help="Move only this share of it, such as 10%.")
 @click.option("--expect", type=click.IntRange(0), metavar="N", help="Only if it points at N now; 0: only if it is new.")
 @click.option("--message", default="", help="Why; kept in the alias's history.")
 @click.option("--dry-run", is_flag=True, help="Say what would change and change nothing.")
@@ -136,13 +152,18 @@ def promote(
     name: str,
     version: int,
     alias: str,
+    canary: int,
     expect: int | None,
     message: str,
     dry_run: bool,
     wait: bool,
     timeout_s: float,
 ) -> None:
-    """Point an alias of the adapter NAME at VERSION. Workers load it beside the old one, then switch."""
+    """Point an alias of the adapter NAME at VERSION. Workers load it beside the old one, then switch.
+
+    With --canary the alias splits: which side answers is a hash of the request's id, so the same id stays on its side.
+    Promoting without it ends the split, and so does `rollback`.
+    """
     if dry_run and wait:
         raise click.UsageError("--dry-run changes nothing that --wait could wait for", context)
 
@@ -151,7 +172,13 @@ def promote(
         from registry.printing import worker_progress
 
         promoted = await session.client.promote(
-            name, version, alias=alias, expected_version=expect, validate_only=dry_run, message=message
+            name,
+            version,
+            alias=alias,
+            canary_weight=canary,
+            expected_version=expect,
+            validate_only=dry_run,
+            message=message,
         )
         if not session.printer.as_json:
             session.printer.line(_promoted_line(promoted.alias, changed=promoted.changed, dry_run=dry_run))
@@ -177,6 +204,16 @@ def promote(
     with_session(context, work)
 
 
+def _broken_lines(adapter: Adapter, version: int) -> list[str]:
+    """What a forced retirement broke."""
+    shares = [(alias, one.weight) for alias in adapter.aliases for one in alias.targets if one.version == version]
+    return [
+        f"{adapter.name}@{alias.alias} answers {weight / 100:g} % of its requests with an error until it is "
+        "promoted elsewhere or rolled back"
+        for alias, weight in shares
+    ]
+
+
 @click.command()
 @click.argument("name")
 @click.argument("version", type=VERSION)
@@ -191,7 +228,11 @@ def retire(context: click.Context, name: str, version: int, force: bool, message
         retired = await session.client.retire(name, version, force=force, message=message)
         if session.printer.as_json:
             session.printer.document(retired)
-        else:
-            session.printer.line(f"retired {name}:{version}")
+            return
+        session.printer.line(f"retired {name}:{version}")
+        if retired.aliases:
+            adapter = await session.client.get_adapter(name)
+            for line in _broken_lines(adapter, version):
+                session.printer.line(line)
 
     with_session(context, work)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, insert, select
+from sqlalchemy import Select, delete, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from adapter.names import Reference
+from adapter.splits import FULL_WEIGHT, add_canary, choose_side
 from registry.documents import decode, encode
 from registry.errors import (
     AliasMoved,
     AliasNotFound,
+    InvalidRequest,
     NoEarlierTarget,
     VersionNotFound,
     VersionRejected,
@@ -60,14 +63,18 @@ class Aliases:
         number: int,
         *,
         alias: str,
+        weight: int = FULL_WEIGHT,
         expected_version: int | None = None,
         message: str = "",
         dry_run: bool = False,
     ) -> MovedAlias:
-        """Moves an alias to a version. `expected_version` 0 means that the alias must not exist, None no condition.
+        """Moves an alias to a version, or with less than the full weight, that share of it.
 
-        Raises AdapterNotFound, VersionNotFound, VersionRetired, VersionRejected and AliasMoved. With `dry_run` the
-        alias comes as it would be, with revision 0.
+        `expected_version` is the largest target: 0 means that the alias must not exist, None is no condition. With
+        `dry_run` the alias comes as it would be, with revision 0.
+
+        Raises AdapterNotFound, VersionNotFound, VersionRetired, VersionRejected, AliasMoved, and AliasNotFound or
+        InvalidRequest for a share of an alias that points at nothing else.
         """
 
         async def body(write: Write) -> MovedAlias:
@@ -75,14 +82,15 @@ class Aliases:
             version = await get_version(write.session, adapter, number)
             check_promotable(version)
             current = await _find_alias(write.session, adapter, alias)
+            write.call.grant.check_move(adapter, alias, protected=current is not None and current.protected)
             _check_expected(adapter, alias, current, expected_version)
-            target = (AliasTarget(number, version.digest),)
-            if current is not None and current.targets == target:
+            targets = _targets_after(current, version, alias=alias, weight=weight)
+            if current is not None and current.targets == targets:
                 return MovedAlias(current, current.targets, head, changed=False)
-            moved = await _move(write, current, (version,), alias=alias, message=message)
+            moved = await _move(write, current, targets, adapter=adapter, alias=alias, message=message)
             if dry_run:
                 return MovedAlias(
-                    Alias(adapter, alias, target, moved.alias.protected), moved.before, head, changed=True
+                    Alias(adapter, alias, targets, moved.alias.protected), moved.before, head, changed=True
                 )
             return moved
 
@@ -91,7 +99,7 @@ class Aliases:
     async def rollback(
         self, call: Call, adapter: str, *, alias: str, expected_version: int | None = None, message: str = ""
     ) -> MovedAlias:
-        """Moves an alias back to what it pointed at before its last change.
+        """Moves an alias back to the version that it pointed at as a whole before; a split ends.
 
         Raises AliasNotFound, AliasMoved, NoEarlierTarget and VersionRetired.
         """
@@ -101,20 +109,14 @@ class Aliases:
             current = await _find_alias(write.session, adapter, alias)
             if current is None:
                 raise alias_not_found(adapter, alias)
+            write.call.grant.check_move(adapter, alias, protected=current is not None and current.protected)
             _check_expected(adapter, alias, current, expected_version)
-            last = await write.session.scalar(
-                select(AliasChangeRow)
-                .where(AliasChangeRow.adapter == adapter, AliasChangeRow.alias == alias)
-                .order_by(AliasChangeRow.revision.desc())
-                .limit(1)
-            )
-            if last is None or not last.before:
+            earlier = await write.session.scalar(_select_earlier(current))
+            if earlier is None:
                 raise NoEarlierTarget(f"{adapter}@{alias} never pointed at anything but {_shown(current)}")
-            numbers = [decode(AliasTarget, one).version for one in last.before]
-            versions = tuple([await get_version(write.session, adapter, number) for number in numbers])
-            for version in versions:
-                check_promotable(version)
-            return await _move(write, current, versions, alias=alias, message=message)
+            (target,) = decode(tuple[AliasTarget, ...], earlier)
+            check_promotable(await get_version(write.session, adapter, target.version))
+            return await _move(write, current, (target,), adapter=adapter, alias=alias, message=message)
 
         return await self._database.write(call, MovedAlias, body)
 
@@ -147,8 +149,12 @@ class Aliases:
             ]
         return make_page(request, listing, found, lambda one: one.revision)
 
-    async def resolve(self, reference: Reference, *, base_model_digest: str = "") -> ResolvedVersion:
+    async def resolve(
+        self, reference: Reference, *, base_model_digest: str = "", request_key: str = ""
+    ) -> ResolvedVersion:
         """The version that a reference means now, for the caller's base model when its digest is given.
+
+        `request_key` chooses the side of a split, as `adapter.splits` says.
 
         Raises AdapterNotFound, AliasNotFound, VersionNotFound, VersionRetired and WrongBaseModel.
         """
@@ -156,9 +162,11 @@ class Aliases:
             rows = (await session.execute(_select_meant(reference))).all()
             if not rows:
                 raise await _explain_nothing(session, reference)
-            revision: int = rows[0][-1]
+            revision: int = rows[0][-2]
+            if reference.alias is not None:
+                rows = [_choose(reference, rows, request_key)]
             # A digest may be registered under several names, and for base models that share their shapes.
-            found = [version_of(row[:-1]) for row in rows]
+            found = [version_of(row[:-2]) for row in rows]
         served = [one for one in found if base_model_digest in ("", one.base_model_digest)]
         if not served:
             raise WrongBaseModel(
@@ -208,19 +216,48 @@ def _shown(alias: Alias) -> str:
     return ", ".join(str(target.version) for target in alias.targets)
 
 
+def _targets_after(
+    current: Alias | None, version: AdapterVersion, *, alias: str, weight: int
+) -> tuple[AliasTarget, ...]:
+    """What the alias is to point at, the largest target first. Raises AliasNotFound and InvalidRequest."""
+    if weight == FULL_WEIGHT:
+        return (AliasTarget(version.number, version.digest),)
+    if current is None:
+        raise alias_not_found(version.adapter, alias)
+    digests = {target.version: target.digest for target in current.targets} | {version.number: version.digest}
+    try:
+        sides = add_canary([(one.version, one.weight) for one in current.targets], version.number, weight)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"{version.adapter}@{alias} points at {_shown(current)}: {error}", field="canary_weight"
+        ) from error
+    targets = (AliasTarget(number, digests[number], share) for number, share in sides)
+    return tuple(sorted(targets, key=lambda target: (-target.weight, target.version)))
+
+
+def _select_earlier(current: Alias) -> Select[Any]:
+    """The targets of the newest time at which the alias pointed at one version, and not at the one it does now."""
+    query = select(AliasChangeRow.before).where(
+        AliasChangeRow.adapter == current.adapter,
+        AliasChangeRow.alias == current.alias,
+        func.jsonb_array_length(AliasChangeRow.before) == 1,
+    )
+    if len(current.targets) == 1:
+        query = query.where(AliasChangeRow.before[0]["version"].as_integer() != current.targets[0].version)
+    return query.order_by(AliasChangeRow.revision.desc()).limit(1)
+
+
 async def _move(
     write: Write,
     current: Alias | None,
-    versions: tuple[AdapterVersion, ...],
+    after: tuple[AliasTarget, ...],
     *,
+    adapter: str,
     alias: str,
     message: str,
 ) -> MovedAlias:
-    """Points the alias at the versions, with its history, event and audit entry."""
-    adapter = versions[0].adapter
+    """Points the alias at the targets, with its history, event and audit entry."""
     before = current.targets if current is not None else ()
-    after = tuple(AliasTarget(version.number, version.digest) for version in versions)
-    assert len(after) == 1, "splits are not written by this release"
     revision = await write.advance()
     key = {"adapter": adapter, "alias": alias}
     stamp = {"revision": revision.number, "update_time": revision.time}
@@ -251,7 +288,7 @@ async def _move(
     await write.record(
         revision,
         [AliasChanged(moved, pointed_at)],
-        base_model=versions[0].base_model,
+        base_model=pointed_at[0].base_model,
         resource=f"{adapter}@{alias}",
         adapter=adapter,
         before=before or None,
@@ -262,22 +299,34 @@ async def _move(
 
 
 def _select_meant(reference: Reference) -> Select[Any]:
-    """The versions that a reference may mean, the preferred one first, each with the store's revision."""
+    """The versions that a reference may mean, each with the store's revision and its weight; of one digest by age."""
     query = select_versions().add_columns(select(RegistryHead.revision).scalar_subquery())
+    if reference.alias is not None:
+        return (
+            query.add_columns(AliasTargetRow.weight)
+            .join(
+                AliasTargetRow,
+                (AliasTargetRow.adapter == VersionRow.adapter) & (AliasTargetRow.version == VersionRow.number),
+            )
+            .where(
+                VersionRow.adapter == reference.name,
+                AliasTargetRow.alias == reference.alias,
+                AliasTargetRow.shadow.is_(False),
+            )
+        )
+    query = query.add_columns(literal(FULL_WEIGHT))
     if reference.digest is not None:
         return query.where(VersionRow.digest == reference.digest).order_by(VersionRow.revision)
-    query = query.where(VersionRow.adapter == reference.name)
-    if reference.number is not None:
-        return query.where(VersionRow.number == reference.number)
-    return (
-        query.join(
-            AliasTargetRow,
-            (AliasTargetRow.adapter == VersionRow.adapter) & (AliasTargetRow.version == VersionRow.number),
-        )
-        .where(AliasTargetRow.alias == reference.alias, AliasTargetRow.shadow.is_(False))
-        .order_by(AliasTargetRow.weight.desc(), AliasTargetRow.version)
-        .limit(1)
-    )
+    return query.where(VersionRow.adapter == reference.name, VersionRow.number == reference.number)
+
+
+def _choose(reference: Reference, rows: Sequence[Any], request_key: str) -> Any:
+    """The row of the side that the key takes."""
+    assert reference.name is not None
+    assert reference.alias is not None
+    by_number = {row[0].number: row for row in rows}
+    sides = [(number, row[-1]) for number, row in by_number.items()]
+    return by_number[choose_side(reference.name, reference.alias, sides, request_key)]
 
 
 async def _explain_nothing(session: AsyncSession, reference: Reference) -> Exception:

@@ -220,6 +220,20 @@ async def test_status_shows_workers_and_what_they_serve(commands: Commands, regi
     assert document["workers"][0]["adapters"][0]["state"] == "ready"
 
 
+async def test_a_canary_is_promoted_by_its_share(commands: Commands, tmp_path: Path) -> None:
+    await commands("register", make_adapter(tmp_path / "second", seed=1), "--name", "sql", "--base", "tiny")
+    await commands("promote", "sql", 1)
+    said = await commands("promote", "sql", 2, "--canary", "0.5%")
+    assert said.out == "sql@production now points at version 1 99.5 % + 2 0.5 %\n"
+    kept = await commands("retire", "sql", 2)
+    assert kept.code == 4
+    forced = await commands("retire", "sql", 2, "--force")
+    assert forced.out == (
+        "retired sql:2\n"
+        "sql@production answers 0.5 % of its requests with an error until it is promoted elsewhere or rolled back\n"
+    )
+
+
 async def test_promote_wait_ends_with_the_fleet(commands: Commands, registry_server: Any) -> None:
     client = registry_server.client
     digest = (await commands.json("resolve", "sql:1"))["version"]["digest"]
@@ -298,6 +312,7 @@ async def test_a_registry_that_is_away_is_one_clean_line() -> None:
         ("promote sql x", "is not a valid integer"),
         ("promote sql", "Missing argument 'VERSION'"),
         ("promote sql 1 --dry-run --wait", "--dry-run"),
+        *((f"promote sql 1 --canary {share}", "such as 10%") for share in ("0", "100%", "x", "nan", "0.001%", "-1%")),
         ("register /nonexistent --name a --base b", "does not exist"),
         ("register / --name a", "Missing option '--base'"),
         ("register / --name a --base b --label x", "expected KEY=VALUE"),

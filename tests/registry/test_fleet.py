@@ -24,6 +24,7 @@ OLD, NEW = f"sha256:{'0' * 64}", f"sha256:{'1' * 64}"
 ALIAS = Alias("sql", "production", (AliasTarget(2, NEW),), revision=7)
 SERVING = [("2", NEW, WorkerAdapterState.READY, ("production",), "")]
 LOADING = [("1", OLD, WorkerAdapterState.READY, ("production",), ""), ("2", NEW, WorkerAdapterState.LOADING, (), "")]
+BOTH = [("1", OLD, WorkerAdapterState.READY, ("production",), ""), *SERVING]
 FAILED = [("2", NEW, WorkerAdapterState.FAILED, (), "NaN in lora_A")]
 
 
@@ -79,10 +80,27 @@ async def wait(client: FakeClient, *, timeout_s: float = 5.0) -> list[list[Worke
         (worker("w", FAILED, revision=6), Standing.WAITING),
         (worker("w", []), Standing.WAITING),
         (worker("w", [("2", NEW, WorkerAdapterState.READY, ("canary",), "")]), Standing.WAITING),
+        (worker("w", SERVING, revision=6), Standing.WAITING),
+        (worker("w", BOTH), Standing.WAITING),
     ],
 )
 def test_a_report_says_where_a_worker_is(found: Worker, standing: Standing) -> None:
     assert [one.standing for one in standings([found], ALIAS)] == [standing]
+
+
+@pytest.mark.parametrize(
+    ("found", "standing"),
+    [
+        (worker("w", BOTH), Standing.SERVING),
+        (worker("w", SERVING), Standing.WAITING),
+        (worker("w", [*BOTH[:1], *FAILED]), Standing.FAILED),
+        (worker("w", [*BOTH[:1], ("2", NEW, WorkerAdapterState.LOADING, (), "")]), Standing.LOADING),
+        (worker("w", BOTH, revision=6), Standing.WAITING),
+    ],
+)
+def test_a_split_is_served_when_all_its_targets_are(found: Worker, standing: Standing) -> None:
+    split = Alias("sql", "production", (AliasTarget(1, OLD, 9000), AliasTarget(2, NEW, 1000)), revision=7)
+    assert [one.standing for one in standings([found], split)] == [standing]
 
 
 def test_a_lost_worker_is_not_waited_for() -> None:

@@ -229,7 +229,7 @@ class TestPromotion:
             ({"version": 2**32 - 1}, VersionNotFound),
             ({"alias": "a/b"}, InvalidName),
             ({"canary_weight": 10_001}, InvalidRequest),
-            ({"canary_weight": 1000}, NotImplementedYet),
+            ({"canary_weight": 1000}, AliasNotFound),
             ({"shadow": True}, NotImplementedYet),
             ({"message": "a\0b"}, InvalidRequest),
             ({"adapter": "a\0b"}, InvalidRequest),
