@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import shutil
+import signal
 import statistics
 import time
 from collections import Counter
@@ -227,5 +229,14 @@ def say(text: str) -> None:
     console.rule(f"[bold]{text}", align="left")
 
 
+async def until_told_to_stop() -> None:
+    """Runs `main`; a closed terminal and SIGTERM end it as Ctrl-C does, so that no server is left behind."""
+    task = asyncio.ensure_future(main())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(until_told_to_stop())

@@ -113,6 +113,7 @@ async def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT. Raises InferenceError, ConfigError and BaseModelRefused before it serves, and
     EngineFailed when the engine ended by itself: whoever watches the process starts it again."""
     security = settings.security()
+    security.check_listen(settings.listen)  # before the minute that a large model takes
     async with contextlib.AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings))
         found = await _resolution(settings, core.described, stack)

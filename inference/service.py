@@ -323,6 +323,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     def _render(self, chat: pb.Chat) -> str:
         if not chat.messages:
             raise InvalidRequest("chat.messages: expected at least one message, found none", field="chat.messages")
+        if not any(message.content for message in chat.messages):
+            raise InvalidRequest("chat.messages: expected content, found empty messages only", field="chat.messages")
         return self._tokenizer.render_chat(
             [{"role": message.role, "content": message.content} for message in chat.messages],
             tools=[MessageToDict(tool) for tool in chat.tools] or None,

@@ -33,6 +33,7 @@ CASES = [
     ("empty text", pb.GenerateRequest(text=""), *BAD, "at least one token"),
     ("no ids", pb.GenerateRequest(token_ids=pb.TokenIds()), *BAD, "at least one"),
     ("no messages", pb.GenerateRequest(chat=pb.Chat()), *BAD, "at least one message"),
+    ("an empty message", pb.GenerateRequest(chat=pb.Chat(messages=[pb.ChatMessage(role="user")])), *BAD, "content"),
     ("an id too far", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[49152])), *BAD, "below 49152, found 49152"),
     ("a long prompt", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5] * 8192)), *TOO_LONG, "found 8192"),
     ("cold", chat(sampling=pb.SamplingParams(temperature=-1)), *BAD, "found -1"),
