@@ -22,6 +22,7 @@ from loraplex.registry.v1 import (
     worker_service_pb2_grpc,
 )
 from registry import migrate
+from registry.access import Access
 from registry.blobs import BlobStore
 from registry.embedded import EmbeddedPostgres
 from registry.errors import Draining
@@ -41,8 +42,9 @@ log = logging.getLogger(__name__)
 class Registry:
     """The parts of a running registry that a server needs."""
 
-    def __init__(self, services: list[Service], listener: Listener) -> None:
+    def __init__(self, services: list[Service], listener: Listener, access: Access) -> None:
         self.services = services
+        self.access = access
         self._listener = listener
 
     async def drain(self) -> None:
@@ -67,6 +69,7 @@ async def run(settings: Settings, *, on_ready: Callable[[int], None] | None = No
             drain_s=settings.drain_s,
             on_ready=ready,
             on_drain=registry.drain,
+            gate=registry.access,
         )
 
 
@@ -89,7 +92,8 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
             progress_s=settings.progress_s,
             max_snapshots=max(1, settings.pool_size // 2),
         )
-        yield Registry(_services(store, blobs, watches), listener)
+        access = Access(settings.security, store.tokens, listener, client_grants=settings.client_grants)
+        yield Registry(_services(store, blobs, watches, access), listener, access)
 
 
 @asynccontextmanager
@@ -121,7 +125,7 @@ def _report(task: asyncio.Task[None]) -> None:
         log.critical("the %s failed", task.get_name(), exc_info=error)
 
 
-def _services(store: Store, blobs: BlobStore, watches: Watches) -> list[Service]:
+def _services(store: Store, blobs: BlobStore, watches: Watches, access: Access) -> list[Service]:
     registry, watch, worker = registry_service_pb2, watch_service_pb2, worker_service_pb2
     return [
         Service(
@@ -132,7 +136,7 @@ def _services(store: Store, blobs: BlobStore, watches: Watches) -> list[Service]
         Service(
             watch.DESCRIPTOR.services_by_name["WatchService"],
             watch_service_pb2_grpc.add_WatchServiceServicer_to_server,
-            WatchService(watches),
+            WatchService(watches, access),
         ),
         Service(
             worker.DESCRIPTOR.services_by_name["WorkerService"],

@@ -51,6 +51,7 @@ def cli() -> None:
 @click.option("--tls-key", metavar="FILE", help="Its key.")
 @click.option("--client-ca", metavar="FILE", help="CA of client certificates, which callers must then show.")
 @click.option("--token-file", metavar="FILE", help="Lines of `NAME SHA256-IN-HEX`, one per bearer token.")
+@click.option("--client-scopes", metavar="FILE", help="Lines of `SUBJECT SCOPE,…`: what the certificates open.")
 @click.option("--drain-s", metavar="SECONDS", help="How long running calls may take to finish at the end.")
 def serve(database_url: str | None, **given: str | None) -> None:
     """Run a registry until SIGTERM or Ctrl-C.

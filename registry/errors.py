@@ -14,9 +14,11 @@ RegistryError
 ├── VersionNotFound           NOT_FOUND
 ├── AliasNotFound             NOT_FOUND
 ├── BlobNotFound              NOT_FOUND
+├── TokenNotFound             NOT_FOUND
 ├── BaseModelExists           ALREADY_EXISTS        the name is taken by another digest
 ├── AliasMoved                ABORTED               the alias does not point at what was expected
 ├── RequestIdReused           ABORTED               the same id with other content
+├── SecretNotKept             ABORTED               a token was made by an earlier call, whose answer had its secret
 ├── BlobNotUploaded           FAILED_PRECONDITION   a manifest names a file that is not here
 ├── AdapterRefused            FAILED_PRECONDITION   the artifact is unfit, with every reason
 ├── WrongBaseModel            FAILED_PRECONDITION
@@ -25,6 +27,8 @@ RegistryError
 ├── VersionNotRetired         FAILED_PRECONDITION
 ├── VersionInUse              FAILED_PRECONDITION   an alias points at it
 ├── NoEarlierTarget           FAILED_PRECONDITION   an alias has nothing to go back to
+├── LineageCycle              FAILED_PRECONDITION   a base model would be its own ancestor
+├── TokenNotInForce           FAILED_PRECONDITION   it was revoked or has expired
 ├── StoreChanged              FAILED_PRECONDITION   the revision belongs to another store
 ├── DataDirInUse              FAILED_PRECONDITION   another registry process owns the data directory
 ├── SchemaUnknown             FAILED_PRECONDITION   the database was migrated by a newer release
@@ -132,6 +136,12 @@ class BlobNotFound(RegistryError):
     code, reason = "NOT_FOUND", "BLOB_NOT_FOUND"
 
 
+class TokenNotFound(RegistryError):
+    """No such token."""
+
+    code, reason = "NOT_FOUND", "TOKEN_NOT_FOUND"
+
+
 class BaseModelExists(RegistryError):
     """The name is taken by a base model with another digest."""
 
@@ -148,6 +158,12 @@ class RequestIdReused(RegistryError):
     """The request id was used before with other content."""
 
     code, reason = "ABORTED", "REQUEST_ID_REUSED"
+
+
+class SecretNotKept(RegistryError):
+    """The token was made by an earlier call with this request id, and only its answer had the secret."""
+
+    code, reason = "ABORTED", "SECRET_NOT_KEPT"
 
 
 class BlobNotUploaded(RegistryError):
@@ -196,6 +212,18 @@ class NoEarlierTarget(RegistryError):
     """The alias never pointed at anything else."""
 
     code, reason = "FAILED_PRECONDITION", "NO_EARLIER_TARGET"
+
+
+class LineageCycle(RegistryError):
+    """The base model would be its own ancestor."""
+
+    code, reason = "FAILED_PRECONDITION", "LINEAGE_CYCLE"
+
+
+class TokenNotInForce(RegistryError):
+    """The token was revoked or has expired."""
+
+    code, reason = "FAILED_PRECONDITION", "TOKEN_NOT_IN_FORCE"
 
 
 class StoreChanged(RegistryError):

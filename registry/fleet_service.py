@@ -9,6 +9,7 @@ from loraplex.registry.v1 import worker_service_pb2 as worker_pb
 from loraplex.registry.v1.watch_service_pb2_grpc import WatchServiceServicer
 from loraplex.registry.v1.worker_service_pb2_grpc import WorkerServiceServicer
 from registry import messages
+from registry.access import Access
 from registry.errors import InvalidRequest
 from registry.requests import MAX_ID_CHARS, check_text, read_page
 from registry.resources import WatchMessage
@@ -25,11 +26,14 @@ MAX_LEASE_S = 300.0
 class WatchService(WatchServiceServicer):
     """The event stream."""
 
-    def __init__(self, watches: Watches) -> None:
+    def __init__(self, watches: Watches, access: Access) -> None:
         self._watches = watches
+        self._access = access
 
     async def Watch(self, request: watch_pb.WatchRequest, context: Context) -> None:  # type: ignore[override]
         async def send(store_id: str, message: WatchMessage) -> None:
+            # Even an idle watch says something now and then, so one whose token ended does not outlive it for long.
+            await self._access.check_again()
             await context.write(messages.write_watch(message, store_id=store_id))
 
         await self._watches.stream(

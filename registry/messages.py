@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adapter.errors import InvalidManifest as InvalidFiles
 from adapter.manifest import Manifest, ManifestFile
+from loraplex.registry.v1 import registry_service_pb2 as registry_pb
 from loraplex.registry.v1 import resources_pb2 as resources_pb
 from loraplex.registry.v1 import watch_service_pb2 as watch_pb
 from loraplex.registry.v1 import worker_service_pb2 as worker_pb
@@ -27,6 +28,7 @@ from registry.resources import (
     AliasChange,
     AliasChanged,
     AliasTarget,
+    AuditEntry,
     BaseModel,
     BaseModelCreated,
     BaseModelParent,
@@ -36,8 +38,10 @@ from registry.resources import (
     ModuleShape,
     Progress,
     Provenance,
+    Scope,
     SnapshotEnd,
     SnapshotItem,
+    Token,
     VersionRegistered,
     VersionRetired,
     VersionState,
@@ -300,6 +304,68 @@ def read_version(message: resources_pb.AdapterVersion) -> AdapterVersion:
         aliases=tuple(message.aliases),
         create_time=_read_optional_time(message, "create_time"),
         revision=message.revision,
+    )
+
+
+def write_token(token: Token) -> registry_pb.Token:
+    """The token without its secret, which nobody keeps."""
+    return registry_pb.Token(
+        id=token.id,
+        name=token.name,
+        scopes=[one.value for one in token.scopes],
+        adapters=token.adapters,
+        aliases=token.aliases,
+        create_time=write_time(token.create_time),
+        expire_time=write_time(token.expire_time),
+        revoke_time=write_time(token.revoke_time),
+    )
+
+
+def read_token(message: registry_pb.Token) -> Token:
+    """Raises InvalidRequest for a scope that this release does not know."""
+    try:
+        scopes = tuple(Scope(one) for one in message.scopes)
+    except ValueError as error:
+        raise InvalidRequest(f"expected scopes that this release knows, found {error}") from error
+    return Token(
+        id=message.id,
+        name=message.name,
+        scopes=scopes,
+        adapters=tuple(message.adapters),
+        aliases=tuple(message.aliases),
+        create_time=_read_optional_time(message, "create_time"),
+        expire_time=_read_optional_time(message, "expire_time"),
+        revoke_time=_read_optional_time(message, "revoke_time"),
+    )
+
+
+def write_audit_entry(entry: AuditEntry) -> registry_pb.AuditEntry:
+    """One committed write."""
+    return registry_pb.AuditEntry(
+        revision=entry.revision,
+        time=write_time(entry.time),
+        actor=entry.actor,
+        action=entry.action,
+        resource=entry.resource,
+        request_id=entry.request_id,
+        before=entry.before,
+        after=entry.after,
+        message=entry.message,
+    )
+
+
+def read_audit_entry(message: registry_pb.AuditEntry) -> AuditEntry:
+    """One committed write."""
+    return AuditEntry(
+        revision=message.revision,
+        time=read_time(message.time),
+        actor=message.actor,
+        action=message.action,
+        resource=message.resource,
+        request_id=message.request_id,
+        before=message.before,
+        after=message.after,
+        message=message.message,
     )
 
 

@@ -5,6 +5,7 @@
                  └─ adapters ─── adapter_versions ─┬─ aliases ─── alias_targets
                                   └─ parent ───────┘     └─ alias_changes    never compacted
     requests                                                answers kept for repeated requests
+    tokens                                                  hashes of secrets, never the secrets
     workers                                                 leases; not part of any revision
 
 Every constraint has a name: conflicts are told apart by it. Names sort by their bytes (collation C), so that pages
@@ -245,6 +246,24 @@ class AliasChangeRow(Table):
     actor: Mapped[str]
     time: Mapped[datetime]
     message: Mapped[str]
+
+
+class TokenRow(Table):
+    """A bearer token. Its rights never change; it ends by `expire_time` or `revoke_time`."""
+
+    __tablename__ = "tokens"
+    __table_args__ = (UniqueConstraint("secret_hash"), UniqueConstraint("revision"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Name)
+    secret_hash: Mapped[str]
+    scopes: Mapped[Json] = mapped_column(JSONB)
+    adapters: Mapped[Json] = mapped_column(JSONB)
+    aliases: Mapped[Json] = mapped_column(JSONB)
+    create_time: Mapped[datetime]
+    expire_time: Mapped[datetime | None]
+    revoke_time: Mapped[datetime | None]
+    revision: Mapped[int]
 
 
 class WorkerRow(Table):

@@ -14,7 +14,8 @@ from adapter import errors as adapter_errors
 from adapter import names
 from adapter.names import Reference
 from registry.errors import InvalidName, InvalidReference, InvalidRequest
-from registry.resources import BaseModelParent, BaseModelRelation, ModuleShape
+from registry.grants import Grant
+from registry.resources import DEFAULT_ALIAS, BaseModelParent, BaseModelRelation, ModuleShape
 from registry.store.database import Call
 from registry.store.paging import PageRequest
 
@@ -25,8 +26,8 @@ MAX_PROVENANCE_BYTES = 64 * 2**10
 MAX_MODULES = 100_000
 
 
-def read_call(action: str, request: Any, *, actor: str) -> Call:
-    """Who calls; two requests have the same content when they differ in nothing but their id."""
+def read_call(action: str, request: Any, *, actor: str, grant: Grant) -> Call:
+    """Who calls and what they may do; two requests have the same content when they differ in nothing but their id."""
     content = type(request)()
     content.CopyFrom(request)
     content.ClearField("request_id")
@@ -36,6 +37,7 @@ def read_call(action: str, request: Any, *, actor: str) -> Call:
         action=action,
         request_id=check_text(request.request_id, "request_id", most=MAX_ID_CHARS),
         content_digest=f"sha256:{digest}",
+        grant=grant,
     )
 
 
@@ -50,6 +52,11 @@ def check_name(name: str, field: str) -> str:
         return names.check_name(name, what=field)
     except adapter_errors.InvalidName as error:
         raise InvalidName(str(error), field=field) from error
+
+
+def check_alias(alias: str) -> str:
+    """An alias's name; empty means the default one."""
+    return check_name(alias, "alias") if alias else DEFAULT_ALIAS
 
 
 def check_reference(text: str, field: str) -> Reference:

@@ -51,6 +51,17 @@ class WorkerAdapterState(StrEnum):
     FAILED = "failed"
 
 
+class Scope(StrEnum):
+    """A kind of thing that a caller may do; `registry.grants` says what each covers."""
+
+    READ = "read"
+    REGISTER = "register"
+    PROMOTE = "promote"
+    ADMIN = "admin"
+    WATCH = "watch"
+    REPORT = "report"
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
     """The shape of one module's weight matrix, [out_features, in_features]."""
@@ -285,6 +296,25 @@ class AuditEntry:
     request_id: str
     before: str
     after: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token without its secret. No adapters: all; no aliases: all that are not protected."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    adapters: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    id: str = ""
+    create_time: datetime | None = None
+    expire_time: datetime | None = None
+    revoke_time: datetime | None = None
+
+    def is_in_force(self, now: datetime) -> bool:
+        """Whether it opens anything at this time."""
+        return self.revoke_time is None and (self.expire_time is None or now < self.expire_time)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,27 +12,26 @@ from adapter.base_model import config_digest, tokenizer_digest, weights_digest
 from adapter.manifest import MAX_FILES, Manifest
 from adapter.splits import FULL_WEIGHT
 from loraplex.registry.v1 import registry_service_pb2 as pb
-from loraplex.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
 from registry import messages
+from registry.admin_service import AdminService, make_call
 from registry.blobs import CHUNK_BYTES, BlobStore
 from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet, RegistryError
 from registry.registration import Registration
 from registry.requests import (
     MAX_PROVENANCE_BYTES,
+    check_alias,
     check_modules,
     check_name,
     check_parents,
     check_reference,
     check_text,
     check_version_name,
-    read_call,
     read_page,
 )
 from registry.resources import DEFAULT_ALIAS, BaseModel
 from registry.store import Store
 from registry.store.aliases import MovedAlias
-from registry.store.database import Call
-from rpc.security import actor
+from registry.verification import find_problems
 
 # Chunks of a refused upload that are read and dropped, and how long they may take to come.
 MAX_DISCARDED, DISCARD_S = 8, 0.5
@@ -40,11 +39,11 @@ MAX_DISCARDED, DISCARD_S = 8, 0.5
 Context = Any
 
 
-class RegistryService(RegistryServiceServicer):
-    """Base models, blobs, adapters, versions, aliases and the audit log."""
+class RegistryService(AdminService):
+    """Base models, blobs, adapters, versions and aliases, beside what it inherits."""
 
     def __init__(self, store: Store, blobs: BlobStore, registration: Registration) -> None:
-        self._store = store
+        super().__init__(store)
         self._blobs = blobs
         self._registration = registration
 
@@ -65,7 +64,7 @@ class RegistryService(RegistryServiceServicer):
             modules=check_modules(messages.read_modules(request.modules)),
             parents=check_parents(messages.read_parents(request.parents)),
         )
-        answer = await self._store.base_models.create(_call("CreateBaseModel", request), base_model)
+        answer = await self._store.base_models.create(make_call("CreateBaseModel", request), base_model)
         return pb.CreateBaseModelResponse(
             base_model=messages.write_base_model(answer.base_model), revision=answer.revision, created=answer.created
         )
@@ -116,7 +115,7 @@ class RegistryService(RegistryServiceServicer):
                 f"provenance: expected at most {MAX_PROVENANCE_BYTES} bytes, found {size}", field="provenance"
             )
         answer = await self._registration.register(
-            _call("RegisterAdapterVersion", request),
+            make_call("RegisterAdapterVersion", request),
             adapter=check_name(request.adapter, "adapter"),
             base_model=check_name(request.base_model, "base_model"),
             manifest=messages.read_manifest(request.manifest),
@@ -151,11 +150,19 @@ class RegistryService(RegistryServiceServicer):
             versions=[messages.write_version(one) for one in page.items], next_page_token=page.next_token
         )
 
+    async def VerifyAdapterVersion(
+        self, request: pb.VerifyAdapterVersionRequest, context: Context
+    ) -> pb.VerifyAdapterVersionResponse:
+        found = await self._store.versions.get(request.adapter, request.version)
+        shapes = await self._store.base_models.shapes(found.base_model)
+        problems = await find_problems(self._blobs, found, shapes)
+        return pb.VerifyAdapterVersionResponse(version=messages.write_version(found), problems=problems)
+
     async def RetireAdapterVersion(
         self, request: pb.RetireAdapterVersionRequest, context: Context
     ) -> pb.RetireAdapterVersionResponse:
         answer = await self._store.versions.retire(
-            _call("RetireAdapterVersion", request),
+            make_call("RetireAdapterVersion", request),
             request.adapter,
             request.version,
             force=request.force,
@@ -166,7 +173,7 @@ class RegistryService(RegistryServiceServicer):
     async def UnretireAdapterVersion(
         self, request: pb.UnretireAdapterVersionRequest, context: Context
     ) -> pb.UnretireAdapterVersionResponse:
-        call = _call("UnretireAdapterVersion", request)
+        call = make_call("UnretireAdapterVersion", request)
         answer = await self._store.versions.unretire(call, request.adapter, request.version)
         return pb.UnretireAdapterVersionResponse(
             version=messages.write_version(answer.version), revision=answer.revision
@@ -182,7 +189,7 @@ class RegistryService(RegistryServiceServicer):
         if request.shadow:
             _not_yet("shadow")
         moved = await self._store.aliases.promote(
-            _call("PromoteAdapterVersion", request),
+            make_call("PromoteAdapterVersion", request),
             request.adapter,
             request.version,
             alias=check_alias(request.alias),
@@ -195,9 +202,9 @@ class RegistryService(RegistryServiceServicer):
 
     async def RollbackAlias(self, request: pb.RollbackAliasRequest, context: Context) -> pb.RollbackAliasResponse:
         moved = await self._store.aliases.rollback(
-            _call("RollbackAlias", request),
+            make_call("RollbackAlias", request),
             request.adapter,
-            alias=_check_alias(request.alias),
+            alias=check_alias(request.alias),
             expected_version=_expected(request),
             message=check_text(request.message, "message"),
         )
@@ -231,47 +238,9 @@ class RegistryService(RegistryServiceServicer):
             server_version=package_version("loraplex"),
         )
 
-    async def ListAuditEntries(
-        self, request: pb.ListAuditEntriesRequest, context: Context
-    ) -> pb.ListAuditEntriesResponse:
-        page = await self._store.audit.list(read_page(request), adapter=request.adapter, actor=request.actor)
-        return pb.ListAuditEntriesResponse(
-            entries=[
-                pb.AuditEntry(
-                    revision=one.revision,
-                    time=messages.write_time(one.time),
-                    actor=one.actor,
-                    action=one.action,
-                    resource=one.resource,
-                    request_id=one.request_id,
-                    before=one.before,
-                    after=one.after,
-                )
-                for one in page.items
-            ],
-            next_page_token=page.next_token,
-        )
-
-    async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:
-        _not_yet("CreateToken")
-
-    async def ListTokens(self, request: pb.ListTokensRequest, context: Context) -> pb.ListTokensResponse:
-        _not_yet("ListTokens")
-
-    async def RevokeToken(self, request: pb.RevokeTokenRequest, context: Context) -> pb.RevokeTokenResponse:
-        _not_yet("RevokeToken")
-
-
-def _call(action: str, request: Any) -> Call:
-    return read_call(action, request, actor=actor())
-
 
 def _not_yet(what: str) -> NoReturn:
     raise NotImplementedYet(f"{what} is part of the contract and not of this release")
-
-
-def _check_alias(alias: str) -> str:
-    return check_name(alias, "alias") if alias else DEFAULT_ALIAS
 
 
 def _expected(request: pb.PromoteAdapterVersionRequest | pb.RollbackAliasRequest) -> int | None:

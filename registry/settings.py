@@ -8,6 +8,7 @@ LORAPLEX_REGISTRY_MAX_BLOB_BYTES    the largest file that is accepted
 LORAPLEX_REGISTRY_POOL_SIZE         connections to Postgres, beside the listener's
 LORAPLEX_REGISTRY_POLL_S            how often the listener looks for itself, should a NOTIFY be lost
 LORAPLEX_REGISTRY_PROGRESS_S        how often an idle watch is told that nothing happened
+LORAPLEX_REGISTRY_CLIENT_SCOPES     what the subjects of client certificates may do, as in `registry.client_scopes`
 LORAPLEX_REGISTRY_TLS_CERT, _TLS_KEY, _CLIENT_CA, _TOKEN_FILE    as in `rpc.security`
 """
 
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from registry.client_scopes import read_client_grants
+from registry.grants import Grant
 from rpc.security import ConfigError, Security, read_token_file
 
 PREFIX = "LORAPLEX_REGISTRY_"
@@ -35,6 +38,7 @@ class Settings:
     database_url: str = ""
     listen: str = DEFAULT_LISTEN
     security: Security = field(default_factory=Security)
+    client_grants: Mapping[str, Grant] = field(default_factory=dict)
     drain_s: float = 10.0
     # An adapter of rank 512 on all linear layers of a 70B model is about 13 GiB.
     max_blob_bytes: int = 16 * 2**30
@@ -47,6 +51,12 @@ class Settings:
             value = getattr(self, name)
             if value < 0 or (value == 0 and name != "drain_s"):
                 raise ConfigError(f"{PREFIX}{name.upper()}: expected a number above 0, found {value}")
+        if self.client_grants and self.security.client_ca is None:
+            raise ConfigError("client scopes were given without the CA of client certificates; give both")
+        if self.security.client_ca is not None and not self.client_grants and not self.security.token_hashes:
+            raise ConfigError(
+                "nobody could do anything: give the client scopes of certificates, or a token file to make tokens with"
+            )
 
 
 def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -66,7 +76,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         text = environ.get(PREFIX + name, "")
         return Path(text).expanduser() if text else None
 
-    token_file = read_path("TOKEN_FILE")
+    token_file, client_scopes = read_path("TOKEN_FILE"), read_path("CLIENT_SCOPES")
     default = Settings(data_dir=read_path("DATA_DIR") or _default_data_dir(environ))
     return Settings(
         data_dir=default.data_dir,
@@ -78,6 +88,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
             client_ca=read_path("CLIENT_CA"),
             token_hashes=read_token_file(token_file) if token_file else {},
         ),
+        client_grants=read_client_grants(client_scopes) if client_scopes else {},
         drain_s=read("DRAIN_S", float, default.drain_s),
         max_blob_bytes=read("MAX_BLOB_BYTES", int, default.max_blob_bytes),
         pool_size=read("POOL_SIZE", int, default.pool_size),

@@ -8,6 +8,8 @@ from registry.store.audit import Audit
 from registry.store.base_models import BaseModels
 from registry.store.changes import Changes
 from registry.store.database import Database
+from registry.store.protection import Protection
+from registry.store.tokens import Tokens
 from registry.store.versions import Versions
 from registry.store.workers import Workers
 
@@ -23,3 +25,5 @@ class Store:
         self.changes = Changes(database)
         self.workers = Workers(database)
         self.audit = Audit(database)
+        self.tokens = Tokens(database)
+        self.protection = Protection(database)

@@ -40,6 +40,7 @@ class Audit:
                     request_id=row.request_id,
                     before="" if row.before is None else json.dumps(row.before),
                     after=json.dumps(row.after),
+                    message=row.message,
                 )
                 for row in await session.scalars(query)
             ]

@@ -39,6 +39,7 @@ from registry.errors import (
     StoreUnavailable,
     VersionNotFound,
 )
+from registry.grants import EVERYTHING, Grant
 from registry.models import AuditRow, EventRow, RegistryHead, RequestRow
 from registry.resources import Event, Happening
 
@@ -63,12 +64,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who writes and what: the RPC's name, the digest of its request's content, and its request id or ''."""
+    """Who writes and what: the RPC's name, the digest of its request's content, and its request id or ''.
+
+    `grant` is what the caller may do, for what only the rows can tell: whether an alias is protected.
+    """
 
     actor: str
     action: str
     request_id: str
     content_digest: str
+    grant: Grant = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +117,19 @@ class Write:
         message: str = "",
     ) -> None:
         """Writes the revision's events and its audit entry, and wakes the listeners at the commit."""
-        await self.session.execute(
-            insert(EventRow),
-            [
-                {
-                    "revision": revision.number,
-                    "ordinal": ordinal,
-                    "base_model": base_model,
-                    "document": encode(Event(revision.number, revision.time, happening)),
-                }
-                for ordinal, happening in enumerate(happenings)
-            ],
-        )
+        if happenings:
+            await self.session.execute(
+                insert(EventRow),
+                [
+                    {
+                        "revision": revision.number,
+                        "ordinal": ordinal,
+                        "base_model": base_model,
+                        "document": encode(Event(revision.number, revision.time, happening)),
+                    }
+                    for ordinal, happening in enumerate(happenings)
+                ],
+            )
         await self.session.execute(
             insert(AuditRow).values(
                 revision=revision.number,

@@ -17,7 +17,7 @@ from registry.errors import (
     VersionNotRetired,
     WrongBaseModel,
 )
-from registry.models import AdapterRow, BaseModelRow, VersionRow
+from registry.models import AdapterRow, AliasRow, BaseModelRow, VersionRow
 from registry.resources import (
     AdapterVersion,
     Provenance,
@@ -156,6 +156,7 @@ class Versions:
             version = await get_version(write.session, adapter, number)
             if version.state == VersionState.RETIRED:
                 return ChangedVersion(version, write.head)
+            await _check_moves(write, version)
             if version.aliases and not force:
                 raise VersionInUse(
                     f"{adapter}:{number} is what {_join(adapter, version.aliases)} points at; promote another version "
@@ -268,6 +269,17 @@ async def _change_state(write: Write, version: AdapterVersion, state: VersionSta
         message=message,
     )
     return changed
+
+
+async def _check_moves(write: Write, version: AdapterVersion) -> None:
+    """To retire what an alias points at is to move it. Raises PermissionDenied."""
+    rows = await write.session.execute(
+        select(AliasRow.alias, AliasRow.protected).where(
+            AliasRow.adapter == version.adapter, AliasRow.alias.in_(version.aliases)
+        )
+    )
+    for alias, is_protected in rows:
+        write.call.grant.check_move(version.adapter, alias, protected=is_protected)
 
 
 def _join(adapter: str, aliases: tuple[str, ...]) -> str:

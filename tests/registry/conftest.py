@@ -33,7 +33,6 @@ from registry.models import Table
 from registry.settings import Settings
 from registry.store.database import connection_string
 from rpc.channel import connect
-from rpc.security import Security
 from rpc.server import Server
 from rpc.status import from_rpc_error
 
@@ -172,7 +171,7 @@ async def _serve_here(settings: Settings) -> AsyncIterator[RunningRegistry]:
     """A registry over real gRPC in this process."""
     async with AsyncExitStack() as stack:
         registry = await stack.enter_async_context(open_registry(settings))
-        server = Server(registry.services, listen=settings.listen, security=Security())
+        server = Server(registry.services, listen=settings.listen, security=settings.security, gate=registry.access)
         await server.start()
         stack.push_async_callback(server.drain, 0, registry.drain)
         address = f"127.0.0.1:{server.port}"
