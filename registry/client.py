@@ -8,12 +8,11 @@ on by itself after a broken connection, from the last revision it handed out.
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import grpc
 
@@ -25,6 +24,8 @@ from loraplex.registry.v1 import registry_service_pb2_grpc as rpcs
 from loraplex.registry.v1 import worker_service_pb2 as worker_pb
 from loraplex.registry.v1 import worker_service_pb2_grpc as worker_rpcs
 from registry import messages
+from registry.admin_client import AdminClient
+from registry.calls import Calls, new_request_id
 from registry.errors import AdapterRefused, RegistryError
 from registry.following import follow
 from registry.resources import (
@@ -43,7 +44,6 @@ from registry.resources import (
 )
 from registry.retries import retried
 from registry.transfers import download, upload
-from rpc.status import from_rpc_error
 
 # Long enough for a registry that waits for a lock or for Postgres to come back, short enough for a person.
 DEADLINE_S = 15.0
@@ -52,8 +52,6 @@ PAGE_SIZE = 1000
 
 OnProgress = Callable[[int, int], None]
 """Told how many bytes of how many are done; after a retry it may be told fewer than before."""
-
-ResponseT = TypeVar("ResponseT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,10 @@ class RegistryClient:
         self._deadline_s = deadline_s
         self._registry = rpcs.RegistryServiceStub(channel)
         self._workers = worker_rpcs.WorkerServiceStub(channel)
+        calls = Calls(deadline_s=deadline_s)
+        self._call, self._pages = calls.call, calls.pages
+        # Tokens, the audit log and protected aliases.
+        self.admin = AdminClient(self._registry, calls)
 
     async def __aenter__(self) -> Self:
         return self
@@ -126,7 +128,7 @@ class RegistryClient:
                 architecture=description.architecture,
                 modules=messages.write_modules(shapes),
                 parents=messages.write_parents(parents),
-                request_id=_new_request_id(),
+                request_id=new_request_id(),
             ),
         )
         return CreatedBaseModel(messages.read_base_model(answer.base_model), answer.revision, answer.created)
@@ -179,7 +181,7 @@ class RegistryClient:
                 manifest=messages.write_manifest(manifest),
                 parent=parent,
                 provenance=messages.write_provenance(provenance or Provenance()),
-                request_id=_new_request_id(),
+                request_id=new_request_id(),
                 validate_only=validate_only,
             ),
             # The registry reads every number of the file before it answers.
@@ -246,12 +248,23 @@ class RegistryClient:
         pages = self._pages(self._registry.ListAdapterVersions, request)
         return [messages.read_version(one) async for page in pages for one in page.versions]
 
+    async def verify(self, adapter: str, number: int) -> tuple[str, ...]:
+        """Hashes the stored files again and repeats the check at registration: sentences, none when all is well."""
+        version = await self.get_version(adapter, number)
+        answer = await self._call(
+            self._registry.VerifyAdapterVersion,
+            pb.VerifyAdapterVersionRequest(adapter=adapter, version=number),
+            # The registry reads every number of the files twice before it answers.
+            deadline_s=self._deadline_s + version.size_bytes / 50e6,
+        )
+        return tuple(answer.problems)
+
     async def retire(self, adapter: str, number: int, *, force: bool = False, message: str = "") -> AdapterVersion:
         """Withdraws a version; with `force` although aliases point at it."""
         answer = await self._call(
             self._registry.RetireAdapterVersion,
             pb.RetireAdapterVersionRequest(
-                adapter=adapter, version=number, force=force, request_id=_new_request_id(), message=message
+                adapter=adapter, version=number, force=force, request_id=new_request_id(), message=message
             ),
         )
         return messages.read_version(answer.version)
@@ -260,7 +273,7 @@ class RegistryClient:
         """Makes a retired version promotable again."""
         answer = await self._call(
             self._registry.UnretireAdapterVersion,
-            pb.UnretireAdapterVersionRequest(adapter=adapter, version=number, request_id=_new_request_id()),
+            pb.UnretireAdapterVersionRequest(adapter=adapter, version=number, request_id=new_request_id()),
         )
         return messages.read_version(answer.version)
 
@@ -288,7 +301,7 @@ class RegistryClient:
                 canary_weight=canary_weight,
                 expected_version=expected_version,
                 validate_only=validate_only,
-                request_id=_new_request_id(),
+                request_id=new_request_id(),
                 message=message,
             ),
         )
@@ -298,6 +311,22 @@ class RegistryClient:
             revision=answer.revision,
             changed=answer.changed,
         )
+
+    async def rollback(
+        self, adapter: str, *, alias: str = "", expected_version: int | None = None, message: str = ""
+    ) -> Promoted:
+        """Points an alias back at what it pointed at before; `expected_version` is what it must point at now."""
+        answer = await self._call(
+            self._registry.RollbackAlias,
+            pb.RollbackAliasRequest(
+                adapter=adapter,
+                alias=alias,
+                expected_version=expected_version,
+                request_id=new_request_id(),
+                message=message,
+            ),
+        )
+        return Promoted(messages.read_alias(answer.alias), messages.read_targets(answer.before), answer.revision, True)
 
     async def list_alias_changes(self, adapter: str, *, alias: str = "") -> list[AliasChange]:
         """An alias's history, newest first."""
@@ -348,26 +377,3 @@ class RegistryClient:
             base_model=base_model,
             on_connection=on_connection,
         )
-
-    async def _call(
-        self, method: Callable[..., Awaitable[ResponseT]], request: Any, *, deadline_s: float | None = None
-    ) -> ResponseT:
-        async def attempt() -> ResponseT:
-            try:
-                return await method(request, timeout=deadline_s or self._deadline_s)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error, RegistryError) from error
-
-        return await retried(attempt)
-
-    async def _pages(self, method: Callable[..., Awaitable[Any]], request: Any) -> AsyncIterator[Any]:
-        while True:
-            page: Any = await self._call(method, request)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-
-def _new_request_id() -> str:
-    return uuid.uuid4().hex
