@@ -1,7 +1,8 @@
 """Ops over tensors: LoRA gathered per row, paged attention, and the small ops around them.
 
 Each op is defined in `kernels.reference`, formula and shapes included, and has one fast path per device behind the same
-signature. Here the device is chosen, and nothing else. A CPU compiles its path once: see `kernels.cpu.warm_up`.
+signature. Here the device is chosen, and nothing else. Either compiles its path once: see `warm_up`. What shrink gives
+is for expand on the same device: on CUDA it is sums over slices of D_in, which expand adds up.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def _ops(device: str) -> ModuleType:
         from kernels import cpu  # numba takes half a second to import, and only a CPU needs it
 
         return cpu
-    raise UnsupportedDevice(
-        f"expected tensors on the device 'cpu', found '{device}': this release has no kernels.{device}; "
-        "run the worker with the device cpu"
-    )
+    if device == "cuda":
+        from kernels import cuda
+
+        return cuda
+    raise UnsupportedDevice(f"expected tensors on the device 'cpu' or 'cuda', found '{device}'")

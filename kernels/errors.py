@@ -1,7 +1,7 @@
 """What an op refuses before it touches memory.
 
 KernelError
-├── UnsupportedDevice     no kernels for where the tensors are
+├── UnsupportedDevice     no kernels for where the tensors are, or nothing to run them with
 └── UnsupportedTensor     a dtype, shape or stride that the op is not made for; also a ValueError
 """
 
@@ -13,7 +13,7 @@ class KernelError(Exception):
 
 
 class UnsupportedDevice(KernelError):
-    """This release has no kernels for the device."""
+    """There are no kernels for the device, or its driver or CuPy is missing."""
 
 
 class UnsupportedTensor(KernelError, ValueError):

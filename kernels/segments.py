@@ -19,7 +19,9 @@ class Segments:
     """M entries sorted by slot, in S segments. Tensors live on the device of the batch.
 
     rows: int32 [M], the row of the batch, distinct within a segment; weights: float32 [M], multiplies the adapter's own
-    scale; starts: int32 [S + 1], where each segment begins in the entries; slots: int32 [S].
+    scale; starts: int32 [S + 1], where each segment begins in the entries; slots: int32 [S]; segment_of: int32 [M].
+    The other way round, for U rows with an entry: by_row: int32 [M], the entries in the order of their rows, those of
+    one row in the order of the segments; row_starts: int32 [U + 1], where each of these rows begins in by_row.
     is_composed: False only where no row has two entries, which spares expand the sum over them.
     """
 
@@ -27,6 +29,9 @@ class Segments:
     weights: torch.Tensor
     starts: torch.Tensor
     slots: torch.Tensor
+    segment_of: torch.Tensor
+    by_row: torch.Tensor
+    row_starts: torch.Tensor
     is_composed: bool = True
 
     @property
@@ -64,10 +69,33 @@ def group_entries(
         order = np.argsort(slots, kind="stable")
         rows, slots, weights = rows[order], slots[order], weights[order]
     heads = np.flatnonzero(np.r_[True, slots[1:] != slots[:-1]])
+    by_row = np.argsort(rows, kind="stable")
+    sorted_rows = rows[by_row]
+    columns = (
+        rows,
+        weights.view(np.int32),
+        np.r_[heads, rows.size],
+        slots[heads],
+        np.repeat(np.arange(heads.size), np.diff(heads, append=rows.size)),
+        by_row,
+        np.r_[np.flatnonzero(np.r_[True, sorted_rows[1:] != sorted_rows[:-1]]), rows.size],
+    )
+    moved = _move(columns, torch.device(device))
     return Segments(
-        rows=torch.from_numpy(rows).to(device),
-        weights=torch.from_numpy(weights).to(device),
-        starts=torch.from_numpy(np.r_[heads, rows.size].astype(np.int32)).to(device),
-        slots=torch.from_numpy(slots[heads]).to(device),
+        rows=moved[0],
+        weights=moved[1].view(torch.float32),
+        starts=moved[2],
+        slots=moved[3],
+        segment_of=moved[4],
+        by_row=moved[5],
+        row_starts=moved[6],
         is_composed=is_composed,
     )
+
+
+def _move(columns: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Arrays as int32 tensors, by one copy that nothing waits for. Torch keeps the pinned memory until it is done."""
+    packed = torch.from_numpy(np.concatenate(columns, dtype=np.int32, casting="same_kind"))
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    return list(torch.split(packed.to(device, non_blocking=True), [column.size for column in columns]))

@@ -67,7 +67,16 @@ def test_every_rank_equals_the_reference(rank, make_adapters, assert_close):
 def test_an_empty_batch_is_nothing_to_do(dtype, make_adapters):
     adapters = make_adapters(RANKS, 64, (32, 16, 16), dtype)
     empty = torch.zeros(0, dtype=torch.int32)
-    segments = Segments(rows=empty, weights=torch.zeros(0), starts=torch.zeros(1, dtype=torch.int32), slots=empty)
+    starts = torch.zeros(1, dtype=torch.int32)
+    segments = Segments(
+        rows=empty,
+        weights=torch.zeros(0),
+        starts=starts,
+        slots=empty,
+        segment_of=empty,
+        by_row=empty,
+        row_starts=starts,
+    )
     y = torch.randn(3, 64).to(dtype)
     assert torch.equal(run(kernels, adapters, torch.randn(3, 64).to(dtype), y, segments), y)
 

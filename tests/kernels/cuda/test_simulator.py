@@ -140,6 +140,12 @@ def test_what_a_warp_asks_for_is_counted_in_sectors():
     assert strided.global_sectors - dense.global_sectors == 64 * 16 // 32 - 64 * 4 // 32
 
 
+def test_a_field_of_bits_is_inserted():
+    out = np.zeros(64, np.uint32)
+    launch('asm("bfi.b32 %0, %1, %2, 4, 8;" : "=r"(o[threadIdx.x]) : "r"(0x1ab), "r"(~0u));', "unsigned* o", out)
+    assert (out == 0xFFFFFABF).all()
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bfloat16_is_torchs(architecture):
     generator = torch.Generator().manual_seed(0)

@@ -174,6 +174,17 @@ def _prmt(m: Machine, i: Instruction, lanes: Lanes) -> None:
     m.write(i.operands[0], result.astype(np.uint32), lanes)
 
 
+def _bfi(m: Machine, i: Instruction, lanes: Lanes) -> None:
+    """The low bits of a, as many as the last operand says, put into b from a position on."""
+    a, b = (m.read(operand, "b32", lanes).astype(np.uint64) for operand in i.operands[1:3])
+    position, length = (
+        m.read(operand, "u32", lanes).astype(np.uint64) & np.uint64(0xFF) for operand in i.operands[3:5]
+    )
+    position, length = np.minimum(position, 32), np.minimum(length, 32)
+    field = ((np.uint64(1) << length) - np.uint64(1)) << position
+    m.write(i.operands[0], ((b & ~field) | ((a << position) & field)).astype(np.uint32), lanes)
+
+
 def _setp(m: Machine, i: Instruction, lanes: Lanes) -> None:
     a, b = (m.read(operand, i.type, lanes) for operand in i.operands[1:3])
     if i.type in ("bf16", "f16"):
@@ -246,6 +257,7 @@ INSTRUCTIONS: dict[str, Callable[[Machine, Instruction, Lanes], None]] = {
     "selp": _selp,
     "popc": _popc,
     "prmt": _prmt,
+    "bfi": _bfi,
     "setp": _setp,
     "cvt": _cvt,
     "cvta": _cvta,

@@ -1,0 +1,218 @@
+"""The ops on CUDA devices from sm_80 on, in bfloat16 and float16: our kernels where torch has none, torch elsewhere.
+
+Simulated and compiled, never timed: see `tests/kernels/cuda`. What a kernel would misread (another dtype, a width that
+is no multiple of 8, a row that is not aligned) is refused before. The tables of a site and the indices of a batch are
+trusted, as no one but their owner writes them. Nothing here waits for the device.
+
+At most 8 launches of LoRA per layer: shrink and expand at each of its 4 sites, all parts of a site in one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cuda.attention import attend
+from kernels.cuda.families import Family, choose, slice_length
+from kernels.cuda.module import Kernel, facts, launch, load, require_cupy
+from kernels.cuda.source import options
+from kernels.errors import UnsupportedTensor
+from kernels.reference import rms_norm, rotary, silu_mul
+from kernels.segments import Segments
+from kernels.site import Site
+
+__all__ = ["attend", "expand", "rms_norm", "rotary", "shrink", "silu_mul", "warm_up", "write_kv"]
+
+SHRINK = {Family.ROWS: Kernel("rows.cu", "shrink_rows"), Family.TILES: Kernel("tiles.cu", "shrink_tiles")}
+EXPAND = {Family.ROWS: Kernel("rows.cu", "expand_rows"), Family.TILES: Kernel("tiles.cu", "expand_tiles")}
+EXPAND_COMPOSED = Kernel("rows.cu", "expand_composed")
+WRITE_KV = Kernel("cache.cu", "write_kv")
+KERNELS = (*SHRINK.values(), *EXPAND.values(), EXPAND_COMPOSED, WRITE_KV)
+
+NUM_THREADS = 128  # of a block, in every kernel
+
+# The sizes that the kernels are compiled for; a test holds them to the sources.
+UNIT_ROWS = {Family.ROWS: 4, Family.TILES: 64}
+UNIT_RANKS = {Family.ROWS: 16, Family.TILES: 32}
+TILE_COLUMNS = {Family.ROWS: 256, Family.TILES: 64}
+SLICE_STEP = {Family.ROWS: 256, Family.TILES: 64}  # a vector for each lane; a stage of the pipeline
+MAX_SLICE = 2048  # features of 4 rows that shrink_rows stages in 16 KB
+MAX_PARTS = 3
+MAX_RANK = 1536  # a slot's sum at a site: 512 for each of three parts, 24 KB of shared memory beside 16 KB of sums
+
+
+def warm_up(dtype: torch.dtype, device: str = "cuda") -> None:
+    """Compiles and loads every kernel for one dtype: seconds on a new machine, then from CuPy's cache.
+
+    Raises UnsupportedDevice where CuPy or the driver is missing or the device is too old.
+    """
+    require_cupy()
+    here = torch.empty(0, device=device).device  # with its index, as tensors have it
+    for kernel in KERNELS:
+        load(kernel, dtype=dtype, device=here)
+
+
+def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
+    """kernels.reference.shrink, in Z slices of D_in whose sums expand adds up in their order.
+
+    Shapes: returns float32 [Z, M, max_rank or up to 3 more].
+    """
+    _check_site(arena, site)
+    _check_rows("x", x, dtype=arena.dtype, width=site.in_features)
+    if max_rank > MAX_RANK:
+        raise UnsupportedTensor(f"expected ranks of at most {MAX_RANK} at a site, found {max_rank}")
+    device = facts(x.device)
+    num_entries, num_segments = segments.num_entries, segments.slots.shape[0]
+    family = choose(num_entries, num_segments, device)
+    units = _num_units(family, num_entries, num_segments)
+    tiles = -(-max_rank // UNIT_RANKS[family])
+    length = slice_length(site.in_features, num_blocks=units * tiles, step=SLICE_STEP[family], facts=device)
+    length = min(length, MAX_SLICE) if family is Family.ROWS else length
+    slices = -(-site.in_features // length)
+    width = -(-max_rank // 4) * 4  # so that pairs are aligned
+    s = torch.empty(slices, num_entries, width, dtype=torch.float32, device=x.device)
+    # Blocks of shrink_rows that begin no unit leave at once, so its grid counts entries.
+    blocks = num_entries if family is Family.ROWS else units
+    launch(
+        SHRINK[family],
+        (
+            x,
+            np.int64(x.stride(0)),
+            arena,
+            site.a_start,
+            site.ranks,
+            np.int32(len(site.columns) - 1),
+            segments.rows,
+            segments.starts,
+            segments.slots,
+            segments.segment_of,
+            s,
+            np.int32(num_entries),
+            np.int32(width),
+            np.int32(site.in_features),
+            np.int32(length),
+        ),
+        grid=(blocks, tiles, slices),
+        num_threads=NUM_THREADS,
+        dtype=arena.dtype,
+        device=x.device,
+        shared_bytes=UNIT_ROWS[family] * length * arena.itemsize if family is Family.ROWS else 0,
+    )
+    return s
+
+
+def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) -> None:
+    """kernels.reference.expand, of what shrink here returned: float32 [Z, M, at least R]."""
+    _check_site(arena, site)
+    _check_rows("y", y, dtype=arena.dtype, width=site.out_features)
+    if s.dim() != 3 or s.dtype != torch.float32 or not s.is_contiguous() or s.shape[1] != segments.num_entries:
+        expected = f"dense float32 slices of {segments.num_entries} entries"
+        raise UnsupportedTensor(f"expected s of {expected}, found {s.dtype} {tuple(s.shape)}")
+    family = choose(segments.num_entries, segments.slots.shape[0], facts(y.device))
+    if segments.is_composed:
+        family = Family.ROWS  # rows meet entries of several segments, so a row is one block's
+    ends = [*site.columns[1:], *[site.out_features] * (MAX_PARTS + 1 - len(site.columns))]
+    tiles = sum(-(-_width(site, part) // TILE_COLUMNS[family]) for part in range(len(site.columns) - 1))
+    place = (
+        (segments.slots, segments.segment_of, segments.by_row, segments.row_starts)
+        if segments.is_composed
+        else (segments.starts, segments.slots, segments.segment_of)
+    )
+    launch(
+        EXPAND_COMPOSED if segments.is_composed else EXPAND[family],
+        (
+            s,
+            arena,
+            site.b_start,
+            site.ranks,
+            site.scales,
+            np.int32(len(site.columns) - 1),
+            *map(np.int32, ends),
+            segments.rows,
+            segments.weights,
+            *place,
+            y,
+            np.int64(y.stride(0)),
+            np.int32(s.shape[1]),
+            np.int32(s.shape[2]),
+            np.int32(s.shape[0]),
+        ),
+        grid=(_expand_blocks(segments, family), tiles),
+        num_threads=NUM_THREADS,
+        dtype=arena.dtype,
+        device=y.device,
+        shared_bytes=_staged_bytes(segments, family, s.shape[2]),
+    )
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
+    """kernels.reference.write_kv; a negative index is padding, and its row goes nowhere."""
+    per_vector = 16 // k.element_size()
+    width = k_cache.shape[2] * k_cache.shape[3]
+    for name, rows, cache in (("k", k, k_cache), ("v", v, v_cache)):
+        _check_rows(name, rows.flatten(1), dtype=cache.dtype, width=width)
+        if not cache.is_contiguous() or width % per_vector:
+            raise UnsupportedTensor(
+                f"expected a dense cache of {per_vector}n wide positions, found {tuple(cache.shape)}"
+            )
+    launch(
+        WRITE_KV,
+        (
+            k,
+            v,
+            k_cache,
+            v_cache,
+            index,
+            np.int64(k.stride(0) // per_vector),
+            np.int64(v.stride(0) // per_vector),
+            np.int32(width // per_vector),
+        ),
+        grid=(k.shape[0], 2),
+        num_threads=NUM_THREADS,
+        dtype=k.dtype,
+        device=k.device,
+    )
+
+
+def _num_units(family: Family, num_entries: int, num_segments: int) -> int:
+    """At most so many blocks have work: a unit for each segment, and one more for each that is full."""
+    return -(-num_entries // UNIT_ROWS[family]) + num_segments
+
+
+def _expand_blocks(segments: Segments, family: Family) -> int:
+    if segments.is_composed:
+        return segments.row_starts.shape[0] - 1
+    if family is Family.ROWS:
+        return segments.num_entries
+    return _num_units(family, segments.num_entries, segments.slots.shape[0])
+
+
+def _staged_bytes(segments: Segments, family: Family, width: int) -> int:
+    if family is Family.TILES:
+        return 0
+    return (1 if segments.is_composed else UNIT_ROWS[family]) * width * 4
+
+
+def _width(site: Site, part: int) -> int:
+    return site.columns[part + 1] - site.columns[part]
+
+
+def _check_site(arena: Tensor, site: Site) -> None:
+    options(arena.dtype)
+    num_parts = len(site.columns) - 1
+    if num_parts > MAX_PARTS:
+        raise UnsupportedTensor(f"expected at most {MAX_PARTS} parts, found {num_parts}")
+    for width in (site.in_features, *(_width(site, part) for part in range(num_parts))):
+        if width % 8:
+            raise UnsupportedTensor(f"expected widths that are multiples of 8, found {width}")
+
+
+def _check_rows(name: str, rows: Tensor, *, dtype: torch.dtype, width: int) -> None:
+    is_dense = rows.shape[1] == width and rows.stride(1) == 1
+    is_aligned = rows.data_ptr() % 16 == 0 and rows.stride(0) * rows.itemsize % 16 == 0
+    if rows.dtype != dtype or not is_dense or not is_aligned:
+        raise UnsupportedTensor(
+            f"expected {name} of dense rows of {width} {dtype}, each aligned to 16 bytes, "
+            f"found shape {tuple(rows.shape)}, strides {rows.stride()}, {rows.dtype}"
+        )

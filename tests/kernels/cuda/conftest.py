@@ -1,0 +1,82 @@
+"""The simulated device on which the kernels run, and a LoRA batch as the tests compare it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import kernels.cuda
+from kernels import Segments, group, reference
+from kernels.cuda.families import Family
+from tests.kernels.cuda.simulator.device import Device, installed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the kernels made of a batch, and what the definition makes of it."""
+
+    s: Tensor
+    y: Tensor
+    y_before: Tensor
+    s_expected: Tensor
+    y_expected: Tensor
+    segments: Segments
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with installed(Device()) as device:
+        yield device
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    value: torch.dtype = request.param
+    return value
+
+
+@pytest.fixture(params=Family, ids=lambda family: family.value)
+def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Family:
+    """Every batch goes to this family, whatever its counts say."""
+    monkeypatch.setattr(kernels.cuda, "choose", lambda *_: request.param)
+    value: Family = request.param
+    return value
+
+
+@pytest.fixture
+def run_lora(device: Device) -> Callable[..., Outcome]:
+    """Shrinks and expands a batch both ways. x and y are views of rows that are wider by `pad` elements on a side."""
+
+    def run(adapters: Any, uses: Any, pad: int = 8) -> Outcome:
+        arena, site = adapters.arena, adapters.site
+        segments = group(uses)
+        assert segments is not None
+        wide_x = torch.full((len(uses), site.in_features + pad), float("nan")).to(arena.dtype)
+        x = wide_x[:, : site.in_features]
+        x.copy_(torch.randn(x.shape))
+        wide_y = torch.full((len(uses), site.out_features + 2 * pad), float("nan")).to(arena.dtype)
+        y = wide_y[:, pad : pad + site.out_features]
+        y.copy_(torch.randn(y.shape))
+        before, arena_before, x_before = y.clone(), arena.clone(), x.clone()
+        max_rank = adapters.max_rank
+        s = kernels.cuda.shrink(x, arena, site, segments, max_rank=max_rank)
+        kernels.cuda.expand(s, arena, site, segments, y)
+        s_expected = reference.shrink(x, arena, site, segments, max_rank=max_rank)
+        y_expected = before.clone()
+        reference.expand(s_expected, arena, site, segments, y_expected)
+        assert _same_bits(arena, arena_before)
+        assert _same_bits(x, x_before)
+        assert wide_y[:, :pad].isnan().all()
+        assert wide_y[:, pad + site.out_features :].isnan().all()
+        return Outcome(s, y, before, s_expected, y_expected, segments)
+
+    return run
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.int16), b.contiguous().view(torch.int16))

@@ -1,0 +1,184 @@
+"""What stands in for CuPy and for torch's CUDA calls, so that the product's own launch code runs on the simulator.
+
+Tensors lie in the host's memory; a launch gets their addresses and nothing else, as on a device. The bytes behind an
+address are known because `torch.Tensor.data_ptr` is watched. Arguments are packed as CuPy 14 packs them
+(cupy/cuda/function.pyx): a Python int becomes 8 bytes, a numpy scalar keeps its width, anything else is a TypeError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kernels.cuda.simulator import nvrtc
+from tests.kernels.cuda.simulator.memory import Buffer, Traffic
+from tests.kernels.cuda.simulator.simulator import Simulator
+
+# What CuPy adds to a module's own options.
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+
+SCALARS = {np.dtype(character).type for character in "?bhilqBHILQefdFD"}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream as torch and CuPy exchange it."""
+
+    ptr: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return (0, self.ptr)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was launched, where, and what it moved."""
+
+    name: str
+    grid: tuple[int, ...]
+    stream: int
+    shared_bytes: int
+    traffic: Traffic
+
+
+class Device:
+    """One device without silicon. `architecture` is what its PTX is compiled for, the rest what torch reports."""
+
+    def __init__(self, *, architecture: str = "compute_90", num_processors: int = 4) -> None:
+        self.architecture = architecture
+        self.num_processors = num_processors
+        self.is_available = True
+        self.stream = Stream(7)
+        self.launches: list[Launch] = []
+        self._buffers: dict[int, Buffer] = {}
+
+    @property
+    def properties(self) -> SimpleNamespace:
+        capability = int(self.architecture.removeprefix("compute_"))
+        return SimpleNamespace(
+            name="a simulated device",
+            major=capability // 10,
+            minor=capability % 10,
+            multi_processor_count=self.num_processors,
+        )
+
+    def traffic(self, name: str) -> Traffic:
+        """Of the one launch of a kernel."""
+        (launch,) = (launch for launch in self.launches if launch.name == name)
+        return launch.traffic
+
+    def saw(self, tensor: torch.Tensor, address: int) -> None:
+        if tensor.device.type == "cpu" and tensor.numel():
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            size = (last + 1) * tensor.itemsize
+            data = np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+            self._buffers[address] = Buffer(f"{address:#x}", address, data)
+
+    def launch(
+        self, module: RawModule, name: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Any, **how: Any
+    ) -> None:
+        shared_bytes, stream = how["shared_mem"], how["stream"]
+        if not isinstance(grid, tuple) or not isinstance(block, tuple):
+            raise TypeError(f"expected tuples, found a grid of {grid} and a block of {block}")
+        packed = [_pack(argument) for argument in arguments]
+        buffers = [
+            Buffer(f"{name}.{index}", buffer.address, buffer.data)
+            for index, value in enumerate(packed)
+            if value.itemsize == 8 and (buffer := self._buffers.get(int(value))) is not None
+        ]
+        unique = list({buffer.address: buffer for buffer in buffers}.values())
+        self._buffers.clear()
+        traffic = module.simulator.launch(name, grid, block, packed, unique, shared_bytes=shared_bytes)
+        self.launches.append(Launch(name, grid, stream.ptr, shared_bytes, traffic))
+
+
+class RawModule:
+    """cupy.RawModule: compiles for the device that is current."""
+
+    def __init__(self, device: Device, code: str, options: tuple[str, ...]) -> None:
+        self._device, self._code, self._options = device, code, options
+
+    def compile(self) -> None:
+        assert self.simulator is not None
+
+    def get_function(self, name: str) -> Any:
+        return functools.partial(self._device.launch, self, name)
+
+    @property
+    def simulator(self) -> Simulator:
+        return _simulator(self._code, self._device.architecture, (*self._options, *CUPY_OPTIONS))
+
+
+@contextmanager
+def installed(device: Device) -> Iterator[Device]:
+    """Puts the device where torch and CuPy would be, and takes what was compiled for another one away."""
+    from kernels.cuda import module
+
+    caches = (module.require_cupy, module._module, module._function, module.facts)
+    cupy = SimpleNamespace(
+        RawModule=functools.partial(RawModule, device),
+        cuda=SimpleNamespace(
+            is_available=lambda: device.is_available,
+            Device=lambda _: _Current(),
+            Stream=SimpleNamespace(from_external=lambda stream: Stream(stream.__cuda_stream__()[1])),
+        ),
+    )
+    address_of = torch.Tensor.data_ptr
+
+    def watched(tensor: torch.Tensor) -> int:
+        address = address_of(tensor)
+        device.saw(tensor, address)
+        return address
+
+    with pytest.MonkeyPatch.context() as patch:
+        for cached in caches:
+            cached.cache_clear()
+        patch.setitem(sys.modules, "cupy", cupy)
+        patch.setattr(torch.cuda, "get_device_properties", lambda _: device.properties)
+        patch.setattr(torch.cuda, "current_stream", lambda _: device.stream)
+        patch.setattr(torch.Tensor, "data_ptr", watched)
+        patch.setattr(torch, "empty", _poisoned(torch.empty))
+        yield device
+    for cached in caches:
+        cached.cache_clear()
+
+
+class _Current:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _pack(argument: Any) -> np.generic:
+    if type(argument) in SCALARS:
+        return argument
+    if isinstance(argument, int):
+        return np.int64(argument)
+    if isinstance(argument, float):
+        return np.float64(argument)
+    raise TypeError(f"Unsupported type {type(argument)}")
+
+
+def _poisoned(empty: Any) -> Any:
+    """Memory that nobody has written is not a number, so that whoever reads it is seen."""
+
+    def run(*shape: Any, **how: Any) -> torch.Tensor:
+        tensor: torch.Tensor = empty(*shape, **how)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    return run
+
+
+@functools.cache
+def _simulator(code: str, architecture: str, options: tuple[str, ...]) -> Simulator:
+    return Simulator(nvrtc.compile_ptx(code, architecture, options))

@@ -1,0 +1,93 @@
+"""The LoRA kernels, simulated through the product's own launch code, equal their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kernels.cuda
+from kernels.cuda.families import Family
+from tests.kernels.cuda.simulator.device import Device, installed
+
+WIDTHS = (264, 8, 72)  # a tile and a ragged tail, the least, and a ragged tail alone
+RANKS = [(16, 8, 8), (1, 0, 5), (3, 17, 2), (0, 0, 64)]
+
+BASE: list[tuple[int, float]] = []
+POPULARITIES = {
+    "one row": [[(2, 1.0)]],
+    "distinct": [[(slot, 0.5)] for slot in (3, 0, 2, 1)],
+    "one adapter": [[(2, 1.0)]] * 7,
+    "zipf with base rows": [[(s, 1.0)] if s is not None else BASE for s in (0, None, 0, 1, 0, 2, None, 0, 0, 1, 3)],
+    "full units": [[(0, 1.0)]] * 8 + [[(1, 1.0)]] * 4,
+}
+COMPOSED = [[(0, 1.0), (2, -0.5)], BASE, [(1, 1.0)], [(0, 2.0), (1, 1.0), (3, 0.25)], [(3, 1.0)]]
+
+
+def check(outcome, site, assert_close, dtype):
+    """Equal where it is defined, untouched elsewhere."""
+    segments = outcome.segments
+    for m, segment in enumerate(segments.segment_of.tolist()):
+        rank = int(site.ranks[int(segments.slots[segment])].sum())
+        total = outcome.s[:, m].sum(dim=0)
+        assert_close(total[:rank], outcome.s_expected[m, :rank], torch.float32)
+        assert outcome.s[:, m, rank:].isnan().all(), f"entry {m}: written past its rank"
+    assert_close(outcome.y, outcome.y_expected, dtype)
+    untouched = torch.ones_like(outcome.y, dtype=torch.bool)
+    for m, segment in enumerate(segments.segment_of.tolist()):
+        for part, rank in enumerate(site.ranks[int(segments.slots[segment])].tolist()):
+            if rank:
+                untouched[int(segments.rows[m]), site.columns[part] : site.columns[part + 1]] = False
+    bits, before = outcome.y.contiguous().view(torch.int16), outcome.y_before.contiguous().view(torch.int16)
+    assert torch.equal(bits[untouched], before[untouched])
+
+
+@pytest.mark.parametrize("uses", POPULARITIES.values(), ids=POPULARITIES)
+def test_every_popularity_equals_the_reference(uses, family, dtype, make_adapters, run_lora, assert_close):
+    adapters = make_adapters(RANKS, 264, WIDTHS, dtype)
+    check(run_lora(adapters, uses), adapters.site, assert_close, dtype)
+
+
+def test_composed_rows_equal_the_reference(family, dtype, make_adapters, run_lora, assert_close):
+    adapters = make_adapters(RANKS, 264, WIDTHS, dtype)
+    check(run_lora(adapters, COMPOSED), adapters.site, assert_close, dtype)
+
+
+@pytest.mark.parametrize(
+    "ranks", [(1, 2, 3, 4, 5, 6, 7, 9, 15, 17), (31, 32, 33, 63, 65, 127, 128)], ids=["low", "high"]
+)
+def test_every_rank_equals_the_reference(ranks, family, dtype, make_adapters, run_lora, assert_close):
+    adapters = make_adapters([(rank,) for rank in ranks], 72, (40,), dtype)
+    uses = [[(slot, 1.0)] for slot in range(len(ranks))] + [[(len(ranks) - 1, 1.0)]] * 3
+    check(run_lora(adapters, uses), adapters.site, assert_close, dtype)
+
+
+@pytest.mark.parametrize("counts", [(64,), (63, 2), (130, 1, 65)], ids=["whole", "cut", "many"])
+def test_units_of_tiles_cover_every_entry_once(counts, make_adapters, run_lora, assert_close, monkeypatch):
+    monkeypatch.setattr(kernels.cuda, "choose", lambda *_: Family.TILES)
+    adapters = make_adapters([(5,), (16,), (40,)], 136, (72,), torch.bfloat16)
+    uses = [[(slot, 1.0)] for slot, count in enumerate(counts) for _ in range(count)]
+    uses = [uses[i] for i in torch.randperm(len(uses)).tolist()]
+    check(run_lora(adapters, uses), adapters.site, assert_close, torch.bfloat16)
+
+
+@pytest.mark.parametrize("in_features", [8, 64, 200, 576, 1032])
+def test_every_width_is_summed_whole(in_features, family, make_adapters, run_lora, assert_close):
+    adapters = make_adapters([(9,), (2,)], in_features, (16,), torch.bfloat16)
+    check(run_lora(adapters, [[(0, 1.0)], [(1, 1.0)], [(0, 0.5)]]), adapters.site, assert_close, torch.bfloat16)
+
+
+@pytest.mark.parametrize("architecture", ["compute_80", "compute_100"])
+def test_other_architectures_compute_the_same(
+    architecture, family, dtype, make_adapters, device, run_lora, assert_close
+):
+    with installed(Device(architecture=architecture)):
+        adapters = make_adapters(RANKS, 264, WIDTHS, dtype)
+        check(run_lora(adapters, POPULARITIES["zipf with base rows"]), adapters.site, assert_close, dtype)
+
+
+def test_the_same_batch_gives_the_same_bits(family, make_adapters, run_lora):
+    outcomes = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        outcomes.append(run_lora(make_adapters(RANKS, 264, WIDTHS, torch.bfloat16), POPULARITIES["distinct"]))
+    assert torch.equal(outcomes[0].y.view(torch.int16), outcomes[1].y.view(torch.int16))
