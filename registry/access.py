@@ -91,6 +91,7 @@ class Rule:
 
 
 _REGISTRY = "/loraplex.registry.v1.RegistryService/"
+_UPKEEP = "/loraplex.registry.v1.UpkeepService/"
 _WATCH = "/loraplex.registry.v1.WatchService/"
 _WORKER = "/loraplex.registry.v1.WorkerService/"
 
@@ -121,6 +122,7 @@ RULES: dict[str, Rule] = {
     _REGISTRY + "ListTokens": Rule(Scope.ADMIN),
     _REGISTRY + "RotateToken": Rule(Scope.ADMIN),
     _REGISTRY + "RevokeToken": Rule(Scope.ADMIN),
+    _UPKEEP + "CompactEvents": Rule(Scope.ADMIN),
     _WATCH + "Watch": Rule(Scope.WATCH, _everything),
     _WORKER + "ReportWorker": Rule(Scope.REPORT),
     _WORKER + "ListWorkers": Rule(Scope.READ),

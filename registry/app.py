@@ -16,6 +16,8 @@ from typing import Any
 from loraplex.registry.v1 import (
     registry_service_pb2,
     registry_service_pb2_grpc,
+    upkeep_service_pb2,
+    upkeep_service_pb2_grpc,
     watch_service_pb2,
     watch_service_pb2_grpc,
     worker_service_pb2,
@@ -32,7 +34,10 @@ from registry.registration import Registration
 from registry.service import RegistryService
 from registry.settings import Settings
 from registry.store import Store
+from registry.store.compaction import Keep
 from registry.store.database import RETRY_AFTER_S, Database
+from registry.upkeep import keep_compacting
+from registry.upkeep_service import UpkeepService
 from registry.watch import Watches
 from rpc.server import Service, serve
 
@@ -92,8 +97,12 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
             progress_s=settings.progress_s,
             max_snapshots=max(1, settings.pool_size // 2),
         )
+        keep = Keep(settings.keep_revisions, settings.keep_days * 86_400)
+        compacting = keep_compacting(store.compaction, keep, every_s=settings.compact_every_s)
+        await stack.enter_async_context(_running(compacting, "compaction"))
         access = Access(settings.security, store.tokens, listener, client_grants=settings.client_grants)
-        yield Registry(_services(store, blobs, watches, access), listener, access)
+        upkeep = UpkeepService(store.compaction, keep)
+        yield Registry(_services(store, blobs, watches, access, upkeep), listener, access)
 
 
 @asynccontextmanager
@@ -125,7 +134,7 @@ def _report(task: asyncio.Task[None]) -> None:
         log.critical("the %s failed", task.get_name(), exc_info=error)
 
 
-def _services(store: Store, blobs: BlobStore, watches: Watches, access: Access) -> list[Service]:
+def _services(store: Store, blobs: BlobStore, watches: Watches, access: Access, upkeep: UpkeepService) -> list[Service]:
     registry, watch, worker = registry_service_pb2, watch_service_pb2, worker_service_pb2
     return [
         Service(
@@ -142,5 +151,10 @@ def _services(store: Store, blobs: BlobStore, watches: Watches, access: Access) 
             worker.DESCRIPTOR.services_by_name["WorkerService"],
             worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
             WorkerService(store),
+        ),
+        Service(
+            upkeep_service_pb2.DESCRIPTOR.services_by_name["UpkeepService"],
+            upkeep_service_pb2_grpc.add_UpkeepServiceServicer_to_server,
+            upkeep,
         ),
     ]

@@ -16,6 +16,7 @@ import click
 
 from registry import exits
 from registry.commands.base import base
+from registry.commands.db import db
 from registry.commands.look import list_adapters, resolve, show, status, watch
 from registry.commands.publish import promote, register, retire
 from registry.options import global_options
@@ -69,5 +70,5 @@ def serve(database_url: str | None, **given: str | None) -> None:
     asyncio.run(app.run(read_settings(environ)))
 
 
-for _command in (base, list_adapters, promote, register, resolve, retire, show, status, watch):
+for _command in (base, db, list_adapters, promote, register, resolve, retire, show, status, watch):
     cli.add_command(_command)

@@ -48,6 +48,7 @@ from registry.transfers import download, upload
 # Long enough for a registry that waits for a lock or for Postgres to come back, short enough for a person.
 DEADLINE_S = 15.0
 # The most that the registry gives at once.
+from registry.upkeep_client import UpkeepClient
 PAGE_SIZE = 1000
 
 OnProgress = Callable[[int, int], None]
@@ -106,6 +107,7 @@ class RegistryClient:
     async def __aenter__(self) -> Self:
         return self
 
+        self.upkeep = UpkeepClient(channel, calls)
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

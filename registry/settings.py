@@ -9,6 +9,9 @@ LORAPLEX_REGISTRY_POOL_SIZE         connections to Postgres, beside the listener
 LORAPLEX_REGISTRY_POLL_S            how often the listener looks for itself, should a NOTIFY be lost
 LORAPLEX_REGISTRY_PROGRESS_S        how often an idle watch is told that nothing happened
 LORAPLEX_REGISTRY_CLIENT_SCOPES     what the subjects of client certificates may do, as in `registry.client_scopes`
+LORAPLEX_REGISTRY_KEEP_REVISIONS    how many revisions a watcher can at least resume after
+LORAPLEX_REGISTRY_KEEP_DAYS         for how long it can at least; older events than both are removed
+LORAPLEX_REGISTRY_COMPACT_EVERY_S   how often that is looked at
 LORAPLEX_REGISTRY_TLS_CERT, _TLS_KEY, _CLIENT_CA, _TOKEN_FILE    as in `rpc.security`
 """
 
@@ -45,12 +48,18 @@ class Settings:
     pool_size: int = 8
     poll_s: float = 5.0
     progress_s: float = 10.0
+    keep_revisions: int = 10_000
+    keep_days: float = 30.0
+    compact_every_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        for name in ("drain_s", "max_blob_bytes", "pool_size", "poll_s", "progress_s"):
+        for name in ("drain_s", "max_blob_bytes", "pool_size", "poll_s", "progress_s", "compact_every_s"):
             value = getattr(self, name)
             if value < 0 or (value == 0 and name != "drain_s"):
                 raise ConfigError(f"{PREFIX}{name.upper()}: expected a number above 0, found {value}")
+        for name in ("keep_revisions", "keep_days"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{PREFIX}{name.upper()}: expected a number, found {getattr(self, name)}")
         if self.client_grants and self.security.client_ca is None:
             raise ConfigError("client scopes were given without the CA of client certificates; give both")
         if self.security.client_ca is not None and not self.client_grants and not self.security.token_hashes:
@@ -94,6 +103,9 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         pool_size=read("POOL_SIZE", int, default.pool_size),
         poll_s=read("POLL_S", float, default.poll_s),
         progress_s=read("PROGRESS_S", float, default.progress_s),
+        keep_revisions=read("KEEP_REVISIONS", int, default.keep_revisions),
+        keep_days=read("KEEP_DAYS", float, default.keep_days),
+        compact_every_s=read("COMPACT_EVERY_S", float, default.compact_every_s),
     )
 
 

@@ -7,7 +7,9 @@ from registry.store.aliases import Aliases
 from registry.store.audit import Audit
 from registry.store.base_models import BaseModels
 from registry.store.changes import Changes
+from registry.store.compaction import Compaction
 from registry.store.database import Database
+from registry.store.lineage import Lineages
 from registry.store.protection import Protection
 from registry.store.tokens import Tokens
 from registry.store.versions import Versions
@@ -23,7 +25,9 @@ class Store:
         self.versions = Versions(database)
         self.aliases = Aliases(database)
         self.changes = Changes(database)
+        self.compaction = Compaction(database)
         self.workers = Workers(database)
         self.audit = Audit(database)
+        self.lineages = Lineages(database)
         self.tokens = Tokens(database)
         self.protection = Protection(database)

@@ -19,6 +19,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.json import Jsonb
 from safetensors.numpy import save_file
 
 from adapter.base_model import BaseModelDescription
@@ -116,6 +117,61 @@ def database_url(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[
     yield _in_database(postgres_url, name)
     with _connect_to(postgres_url) as connection:
         _execute(connection, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+@pytest.fixture
+def append_events() -> Callable[..., int]:
+    """Appends so many revisions like the last one, each with its audit entry, and returns the new head."""
+
+    def append(url: str, count: int, *, message: str = "") -> int:
+        """`message` makes the events as large as wanted."""
+        with _connect_to(url) as connection:
+            found = connection.execute(
+                "SELECT document, h.revision FROM events e, registry_head h WHERE e.revision = h.revision"
+            ).fetchone()
+            assert found is not None
+            document, head = found
+            document["happening"]["versions"][0]["provenance"]["git_commit"] = message
+            with connection.transaction():
+                into = "COPY events (revision, ordinal, base_model, document) FROM STDIN"
+                with connection.cursor().copy(into) as copy:
+                    for revision in range(head + 1, head + count + 1):
+                        copy.write_row((revision, 0, "base", Jsonb({**document, "revision": revision})))
+                connection.execute(
+                    "INSERT INTO audit_entries (revision, time, actor, action, resource, request_id, message, after) "
+                    "SELECT g, now(), '', '', '', '', '', '{}' FROM generate_series(%s::int, %s) g",
+                    (head + 1, head + count),
+                )
+                connection.execute("UPDATE registry_head SET revision = %s", (head + count,))
+            connection.execute("NOTIFY loraplex_registry")
+        return int(head + count)
+
+    return append
+
+
+@pytest.fixture
+def copy_of_database(postgres_url: str, database_url: str) -> Iterator[Callable[[str], str]]:
+    """Copies a database as it is now, with a dump as a backup would, and returns the copy's URL."""
+    name = f"{database_url.partition('?')[0].rpartition('/')[2][:50]}_copy"
+
+    def copy(url: str) -> str:
+        with _connect_to(postgres_url) as connection:
+            _execute(connection, "CREATE DATABASE {} TEMPLATE {}", name, TEMPLATE)
+        target = _in_database(postgres_url, name)
+        with _connect_to(url) as source, _connect_to(target) as destination, destination.transaction():
+            destination.execute("SET session_replication_role = replica")  # rows come before those they refer to
+            for table in Table.metadata.sorted_tables:
+                _execute(destination, "DELETE FROM {}", table.name)
+                statement = sql.SQL("COPY {} TO STDOUT (FORMAT binary)").format(sql.Identifier(table.name))
+                into = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(sql.Identifier(table.name))
+                with source.cursor().copy(statement) as rows, destination.cursor().copy(into) as writer:
+                    for row in rows:
+                        writer.write(row)
+        return target
+
+    yield copy
+    with _connect_to(postgres_url) as connection:
+        _execute(connection, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
 
 @pytest.fixture

@@ -234,6 +234,13 @@ async def test_a_canary_is_promoted_by_its_share(commands: Commands, tmp_path: P
     )
 
 
+async def test_events_are_compacted_on_demand(commands: Commands, tmp_path: Path) -> None:
+    said = await commands("db", "compact", "--keep-revisions", 1, "--keep-days", 0)
+    revision = (await commands.json("status"))["status"]["revision"]
+    assert said.out == (f"removed {revision - 1} events; those after revision {revision - 1} of {revision} are kept\n")
+    assert (await commands.json("db", "compact"))["removed_events"] == 0
+
+
 async def test_promote_wait_ends_with_the_fleet(commands: Commands, registry_server: Any) -> None:
     client = registry_server.client
     digest = (await commands.json("resolve", "sql:1"))["version"]["digest"]

@@ -28,17 +28,29 @@ def test_everything_may_be_said(tmp_path):
             "LORAPLEX_REGISTRY_POOL_SIZE": "3",
             "LORAPLEX_REGISTRY_POLL_S": "2",
             "LORAPLEX_REGISTRY_PROGRESS_S": "4",
+            "LORAPLEX_REGISTRY_KEEP_REVISIONS": "5",
+            "LORAPLEX_REGISTRY_KEEP_DAYS": "1.5",
+            "LORAPLEX_REGISTRY_COMPACT_EVERY_S": "60",
             "LORAPLEX_REGISTRY_TOKEN_FILE": str(tokens),
         }
     )
     assert (found.database_url, found.listen, found.data_dir) == ("postgresql://db/x", "0.0.0.0:1", tmp_path)
     assert (found.drain_s, found.max_blob_bytes, found.pool_size, found.poll_s, found.progress_s) == (0.5, 7, 3, 2, 4)
+    assert (found.keep_revisions, found.keep_days, found.compact_every_s) == (5, 1.5, 60)
     assert found.security.token_hashes == {"ci": 64 * "0"}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("POOL_SIZE", "many"), ("POOL_SIZE", "0"), ("DRAIN_S", "-1"), ("PROGRESS_S", "0"), ("TOKEN_FILE", "/nothing")],
+    [
+        ("POOL_SIZE", "many"),
+        ("POOL_SIZE", "0"),
+        ("DRAIN_S", "-1"),
+        ("PROGRESS_S", "0"),
+        ("KEEP_DAYS", "-1"),
+        ("COMPACT_EVERY_S", "0"),
+        ("TOKEN_FILE", "/nothing"),
+    ],
 )
 def test_a_setting_that_cannot_be_used_is_named(name, value):
     with pytest.raises(ConfigError, match=value if name == "TOKEN_FILE" else f"LORAPLEX_REGISTRY_{name}"):
