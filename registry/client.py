@@ -36,6 +36,10 @@ from registry.resources import (
     AliasTarget,
     BaseModel,
     BaseModelParent,
+    Lineage,
+    LineageDirection,
+    LineageKey,
+    LineageKind,
     ModuleShape,
     Provenance,
     Status,
@@ -49,6 +53,7 @@ from registry.transfers import download, upload
 DEADLINE_S = 15.0
 # The most that the registry gives at once.
 from registry.upkeep_client import UpkeepClient
+
 PAGE_SIZE = 1000
 
 OnProgress = Callable[[int, int], None]
@@ -108,6 +113,7 @@ class RegistryClient:
         return self
 
         self.upkeep = UpkeepClient(channel, calls)
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -343,6 +349,19 @@ class RegistryClient:
             pb.ResolveAdapterRequest(reference=reference, base_model_digest=base_model_digest, request_key=request_key),
         )
         return Resolved(messages.read_version(answer.version), answer.revision)
+
+    async def lineage(
+        self, start: LineageKey, direction: LineageDirection = LineageDirection.ANCESTORS, *, max_depth: int = 0
+    ) -> Lineage:
+        """What a version or a base model was made from, or what was made from it; depth 0 means the most."""
+        is_version = start.kind is LineageKind.ADAPTER_VERSION
+        request = pb.GetLineageRequest(
+            adapter_version=start.id if is_version else None,
+            base_model=None if is_version else start.id,
+            direction=messages.write_direction(direction),
+            max_depth=max_depth,
+        )
+        return messages.read_lineage(await self._call(self._registry.GetLineage, request))
 
     async def status(self) -> Status:
         """The store's identity and revision."""

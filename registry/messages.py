@@ -35,6 +35,12 @@ from registry.resources import (
     BaseModelRelation,
     Change,
     Event,
+    Lineage,
+    LineageDirection,
+    LineageEdge,
+    LineageKey,
+    LineageKind,
+    LineageNode,
     ModuleShape,
     Progress,
     Provenance,
@@ -367,6 +373,58 @@ def read_audit_entry(message: registry_pb.AuditEntry) -> AuditEntry:
         after=message.after,
         message=message.message,
     )
+
+
+def write_lineage(lineage: Lineage) -> registry_pb.GetLineageResponse:
+    """The whole walk."""
+    kinds = registry_pb.LineageKind
+    return registry_pb.GetLineageResponse(
+        nodes=[
+            registry_pb.LineageNode(
+                id=one.key.id, kind=_write_enum(kinds, one.key.kind, "LINEAGE_KIND_"), digest=one.digest
+            )
+            for one in lineage.nodes
+        ],
+        edges=[
+            registry_pb.LineageEdge(
+                child=one.child.id,
+                child_kind=_write_enum(kinds, one.child.kind, "LINEAGE_KIND_"),
+                parent=one.parent.id,
+                parent_kind=_write_enum(kinds, one.parent.kind, "LINEAGE_KIND_"),
+                relation=one.relation,
+            )
+            for one in lineage.edges
+        ],
+        truncated=lineage.is_truncated,
+    )
+
+
+def read_lineage(message: registry_pb.GetLineageResponse) -> Lineage:
+    """The whole walk."""
+
+    def key(kind: int, name: str) -> LineageKey:
+        return LineageKey(_read_enum(LineageKind, registry_pb.LineageKind, kind, "LINEAGE_KIND_"), name)
+
+    return Lineage(
+        nodes=tuple(LineageNode(key(one.kind, one.id), one.digest) for one in message.nodes),
+        edges=tuple(
+            LineageEdge(key(one.child_kind, one.child), key(one.parent_kind, one.parent), one.relation)
+            for one in message.edges
+        ),
+        is_truncated=message.truncated,
+    )
+
+
+def write_direction(direction: LineageDirection) -> registry_pb.LineageDirection:
+    """Which way a walk goes."""
+    found: registry_pb.LineageDirection = _write_enum(registry_pb.LineageDirection, direction, "LINEAGE_DIRECTION_")
+    return found
+
+
+def read_direction(direction: int) -> LineageDirection:
+    """Which way a walk goes; unspecified means ANCESTORS."""
+    given = direction or registry_pb.LINEAGE_DIRECTION_ANCESTORS
+    return _read_enum(LineageDirection, registry_pb.LineageDirection, given, "LINEAGE_DIRECTION_")
 
 
 def write_worker(worker: Worker) -> worker_pb.Worker:

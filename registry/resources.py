@@ -299,6 +299,54 @@ class AuditEntry:
     message: str = ""
 
 
+class LineageKind(StrEnum):
+    """What a node of a lineage is."""
+
+    ADAPTER_VERSION = "adapter_version"
+    BASE_MODEL = "base_model"
+
+
+class LineageDirection(StrEnum):
+    """Which way a walk goes: to what something was made from, or to what was made from it."""
+
+    ANCESTORS = "ancestors"
+    DESCENDANTS = "descendants"
+
+
+@dataclass(frozen=True, slots=True)
+class LineageKey:
+    """A version, as `NAME:NUMBER`, or a base model by its name."""
+
+    kind: LineageKind
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineageNode:
+    """One version or base model; the digest is empty when it is only known by name."""
+
+    key: LineageKey
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineageEdge:
+    """`child` was made from `parent`: `trained_on`, `continued_from`, or a BaseModelRelation."""
+
+    child: LineageKey
+    parent: LineageKey
+    relation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The part of the graph that was walked, the start first; `is_truncated` when there is more."""
+
+    nodes: tuple[LineageNode, ...]
+    edges: tuple[LineageEdge, ...]
+    is_truncated: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A bearer token without its secret. No adapters: all; no aliases: all that are not protected."""

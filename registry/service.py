@@ -28,9 +28,10 @@ from registry.requests import (
     check_version_name,
     read_page,
 )
-from registry.resources import DEFAULT_ALIAS, BaseModel
+from registry.resources import DEFAULT_ALIAS, BaseModel, LineageKey, LineageKind
 from registry.store import Store
 from registry.store.aliases import MovedAlias
+from registry.store.lineage import MAX_DEPTH
 from registry.verification import find_problems
 
 # Chunks of a refused upload that are read and dropped, and how long they may take to come.
@@ -227,7 +228,21 @@ class RegistryService(AdminService):
         return pb.ResolveAdapterResponse(version=messages.write_version(found.version), revision=found.revision)
 
     async def GetLineage(self, request: pb.GetLineageRequest, context: Context) -> pb.GetLineageResponse:
-        _not_yet("GetLineage")
+        direction = messages.read_direction(request.direction)
+        if request.max_depth > MAX_DEPTH:
+            raise InvalidRequest(
+                f"max_depth: expected at most {MAX_DEPTH}, found {request.max_depth}", field="max_depth"
+            )
+        match request.WhichOneof("start"):
+            case "adapter_version":
+                name = check_version_name(request.adapter_version, "adapter_version")
+                start = LineageKey(LineageKind.ADAPTER_VERSION, name)
+            case "base_model":
+                start = LineageKey(LineageKind.BASE_MODEL, check_name(request.base_model, "base_model"))
+            case _:
+                raise InvalidRequest("start: expected a version or a base model, found none", field="start")
+        found = await self._store.lineages.walk(start, direction, max_depth=request.max_depth or MAX_DEPTH)
+        return messages.write_lineage(found)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         status = await self._store.changes.status()

@@ -10,8 +10,9 @@ from sqlalchemy import insert, select
 from registry.documents import encode
 from registry.errors import BaseModelExists, BaseModelNotFound
 from registry.models import BaseModelParentRow, BaseModelRow
-from registry.resources import BaseModel, BaseModelCreated
+from registry.resources import BaseModel, BaseModelCreated, LineageKey, LineageKind
 from registry.store.database import Call, Database, Write
+from registry.store.lineage import parents_of, refuse_cycle
 from registry.store.paging import Page, PageRequest, make_page
 from registry.store.rows import load_base_models, modules_of
 
@@ -32,7 +33,7 @@ class BaseModels:
         self._database = database
 
     async def create(self, call: Call, base_model: BaseModel) -> CreatedBaseModel:
-        """Adds it, or returns the one under the same name and digest. Raises BaseModelExists."""
+        """Adds it, or returns the one under the same name and digest. Raises BaseModelExists and LineageCycle."""
 
         async def body(write: Write) -> CreatedBaseModel:
             found = await write.session.get(BaseModelRow, base_model.name)
@@ -47,6 +48,8 @@ class BaseModels:
                     select(BaseModelRow.modules).where(BaseModelRow.name == base_model.name)
                 )
                 return CreatedBaseModel(replace(stored, modules=modules_of(modules)), write.head, created=False)
+            parents = parents_of((one.base_model, one.adapter_version) for one in base_model.parents)
+            await refuse_cycle(write.session, LineageKey(LineageKind.BASE_MODEL, base_model.name), parents)
             revision = await write.advance()
             stored = replace(base_model, create_time=revision.time)
             await write.session.execute(

@@ -20,6 +20,8 @@ from registry.errors import (
 from registry.models import AdapterRow, AliasRow, BaseModelRow, VersionRow
 from registry.resources import (
     AdapterVersion,
+    LineageKey,
+    LineageKind,
     Provenance,
     VersionRegistered,
     VersionRetired,
@@ -28,6 +30,7 @@ from registry.resources import (
 )
 from registry.store.adapters import get_adapter
 from registry.store.database import Call, Database, Revision, Write
+from registry.store.lineage import refuse_cycle
 from registry.store.paging import Page, PageRequest, make_page
 from registry.store.rows import select_versions, version_of
 
@@ -73,7 +76,7 @@ class Versions:
     async def register(self, call: Call, new: NewVersion, *, dry_run: bool = False) -> RegisteredVersion:
         """Commits the next version, or returns the one with the same digest. With `dry_run` as it would be, number 0.
 
-        Raises BaseModelNotFound, WrongBaseModel and VersionNotFound for the parent.
+        Raises BaseModelNotFound, WrongBaseModel, VersionNotFound for the parent, and LineageCycle.
         """
 
         async def body(write: Write) -> RegisteredVersion:
@@ -94,6 +97,8 @@ class Versions:
                     )
             revision = await write.advance()
             number = await _next_number(write.session, new, revision)
+            key = LineageKey(LineageKind.ADAPTER_VERSION, f"{new.adapter}:{number}")
+            await refuse_cycle(write.session, key, [LineageKey(LineageKind.BASE_MODEL, new.base_model)])
             await _insert_version(write.session, new, number, revision)
             version = await get_version(write.session, new.adapter, number)
             await write.record(

@@ -292,7 +292,7 @@ async def test_limits_to_aliases_hold_for_every_move(callers, filled) -> None:
         limited.retire("sql", 2, force=True),
         limited.unretire("sql", 2),
     ):
-        with pytest.raises(PermissionDenied, match="limited to:? staging"):
+        with pytest.raises(PermissionDenied, match=r"limited to:? staging"):
             await attempt
 
 

@@ -431,14 +431,18 @@ class LineageNode(_message.Message):
     def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[LineageKind, str]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class LineageEdge(_message.Message):
-    __slots__ = ("child", "parent", "relation")
+    __slots__ = ("child", "parent", "relation", "child_kind", "parent_kind")
     CHILD_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     RELATION_FIELD_NUMBER: _ClassVar[int]
+    CHILD_KIND_FIELD_NUMBER: _ClassVar[int]
+    PARENT_KIND_FIELD_NUMBER: _ClassVar[int]
     child: str
     parent: str
     relation: str
-    def __init__(self, child: _Optional[str] = ..., parent: _Optional[str] = ..., relation: _Optional[str] = ...) -> None: ...
+    child_kind: LineageKind
+    parent_kind: LineageKind
+    def __init__(self, child: _Optional[str] = ..., parent: _Optional[str] = ..., relation: _Optional[str] = ..., child_kind: _Optional[_Union[LineageKind, str]] = ..., parent_kind: _Optional[_Union[LineageKind, str]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

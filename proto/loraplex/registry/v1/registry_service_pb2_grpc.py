@@ -188,6 +188,7 @@ class RegistryServiceServicer:
     def CreateBaseModel(self, request, context):
         """CreateBaseModel adds a base model, or returns the one already there under the same name and digest.
         ALREADY_EXISTS: the name is taken by another digest. INVALID_ARGUMENT: a bad name, manifest or module list.
+        FAILED_PRECONDITION: it would be its own ancestor (LINEAGE_CYCLE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -337,7 +338,7 @@ class RegistryServiceServicer:
 
     def GetLineage(self, request, context):
         """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
-        INVALID_ARGUMENT: no start, or more than 32 for max_depth.
+        INVALID_ARGUMENT: no start, one that is no version or base model, or more than 32 for max_depth.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,6 +44,7 @@ class RegistryServiceStub:
     CreateBaseModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateBaseModelRequest, _registry_service_pb2.CreateBaseModelResponse]
     """CreateBaseModel adds a base model, or returns the one already there under the same name and digest.
     ALREADY_EXISTS: the name is taken by another digest. INVALID_ARGUMENT: a bad name, manifest or module list.
+    FAILED_PRECONDITION: it would be its own ancestor (LINEAGE_CYCLE).
     """
     GetBaseModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetBaseModelRequest, _registry_service_pb2.GetBaseModelResponse]
     """GetBaseModel returns one base model. NOT_FOUND."""
@@ -109,7 +110,7 @@ class RegistryServiceStub:
     """
     GetLineage: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]
     """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
-    INVALID_ARGUMENT: no start, or more than 32 for max_depth.
+    INVALID_ARGUMENT: no start, one that is no version or base model, or more than 32 for max_depth.
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetStatusRequest, _registry_service_pb2.GetStatusResponse]
     """GetStatus returns the store's identity and revision."""
@@ -146,6 +147,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     CreateBaseModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateBaseModelRequest, _registry_service_pb2.CreateBaseModelResponse]  # type: ignore[assignment]
     """CreateBaseModel adds a base model, or returns the one already there under the same name and digest.
     ALREADY_EXISTS: the name is taken by another digest. INVALID_ARGUMENT: a bad name, manifest or module list.
+    FAILED_PRECONDITION: it would be its own ancestor (LINEAGE_CYCLE).
     """
     GetBaseModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetBaseModelRequest, _registry_service_pb2.GetBaseModelResponse]  # type: ignore[assignment]
     """GetBaseModel returns one base model. NOT_FOUND."""
@@ -211,7 +213,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     GetLineage: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetLineageRequest, _registry_service_pb2.GetLineageResponse]  # type: ignore[assignment]
     """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
-    INVALID_ARGUMENT: no start, or more than 32 for max_depth.
+    INVALID_ARGUMENT: no start, one that is no version or base model, or more than 32 for max_depth.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetStatusRequest, _registry_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     """GetStatus returns the store's identity and revision."""
@@ -251,6 +253,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.CreateBaseModelResponse, _abc.Awaitable[_registry_service_pb2.CreateBaseModelResponse]]:
         """CreateBaseModel adds a base model, or returns the one already there under the same name and digest.
         ALREADY_EXISTS: the name is taken by another digest. INVALID_ARGUMENT: a bad name, manifest or module list.
+        FAILED_PRECONDITION: it would be its own ancestor (LINEAGE_CYCLE).
         """
 
     @_abc_1.abstractmethod
@@ -430,7 +433,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.GetLineageResponse, _abc.Awaitable[_registry_service_pb2.GetLineageResponse]]:
         """GetLineage walks what a version or a base model was made from, or what was made from it. NOT_FOUND: the start.
-        INVALID_ARGUMENT: no start, or more than 32 for max_depth.
+        INVALID_ARGUMENT: no start, one that is no version or base model, or more than 32 for max_depth.
         """
 
     @_abc_1.abstractmethod
