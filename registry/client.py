@@ -48,12 +48,11 @@ from registry.resources import (
 )
 from registry.retries import retried
 from registry.transfers import download, upload
+from registry.upkeep_client import UpkeepClient
 
 # Long enough for a registry that waits for a lock or for Postgres to come back, short enough for a person.
 DEADLINE_S = 15.0
 # The most that the registry gives at once.
-from registry.upkeep_client import UpkeepClient
-
 PAGE_SIZE = 1000
 
 OnProgress = Callable[[int, int], None]
@@ -108,11 +107,10 @@ class RegistryClient:
         self._call, self._pages = calls.call, calls.pages
         # Tokens, the audit log and protected aliases.
         self.admin = AdminClient(self._registry, calls)
+        self.upkeep = UpkeepClient(channel, calls)
 
     async def __aenter__(self) -> Self:
         return self
-
-        self.upkeep = UpkeepClient(channel, calls)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
