@@ -231,7 +231,9 @@ class Watcher:
                 log.debug("cannot report: %s", error)
             with contextlib.suppress(TimeoutError):
                 # Three reports in the time of one lease, so that losing two of them is not losing the worker.
-                await asyncio.wait_for(self._report_due.wait(), LEASE_S / 3)
+                # Not wait_for, which can swallow a cancellation before Python 3.12.
+                async with asyncio.timeout(LEASE_S / 3):
+                    await self._report_due.wait()
 
     def _account(self) -> Worker:
         """What this worker really runs."""

@@ -47,7 +47,8 @@ class RegistryResolver:
         return version
 
     async def fetch(self, version: Version) -> Path:
-        """As Resolver.fetch."""
+        """As Resolver.fetch. Raises WrongBaseModel too: a promotion names versions that nobody has resolved here."""
+        self.check_base_model(version)
         try:
             return await self._cache.fetch(version)
         except RegistryError as error:
