@@ -17,7 +17,7 @@ check: .venv/ready ## everything CI checks beside the tests
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/buf lint && $(BIN)/buf breaking --against '.git#branch=main'
+	$(BIN)/buf lint && $(BIN)/buf breaking --against ".git#ref=$$(git rev-parse --verify --quiet origin/main || git rev-parse HEAD)"
 
 proto: .venv/ready ## regenerate the stubs beside the protos
 	$(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \

@@ -8,6 +8,8 @@ each at 1, 8 and 32 streams of a 64-token prompt and 128 new tokens, beside the 
 bytes of weights and distinct adapters that one step must read, over the bandwidth measured in the same run. The sides
 take turns within each round; a cell is the median over the rounds.
 
+About 15 minutes on two cores; `--rounds 1` takes five and shows no spread.
+
     python -m bench [--rounds N] [--streams 1,8,32] [--model FOLDER] [--dtype auto]
 """
 
@@ -85,6 +87,8 @@ async def main() -> None:
                             progress.advance(task)
                     floor = in_process.floor_tokens_per_s(load, machine.read_bytes_per_s)
                     cells += [_cell(workload, count, name, found, floor) for name, found in rounds.items()]
+                    rates = ", ".join(f"{cell.side} {cell.tokens_per_s:.0f}" for cell in cells[-len(sides) :])
+                    progress.console.print(f"{workload}, {count} streams: {rates} tokens/s")
     _show(console, machine, in_process, cells, arguments.rounds)
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / f"serving-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
