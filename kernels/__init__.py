@@ -7,26 +7,30 @@ is for expand on the same device: on CUDA it is sums over slices of D_in, which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.errors import KernelError, UnsupportedDevice, UnsupportedTensor
 from kernels.segments import Segments, group
-from kernels.site import Site
+from kernels.site import Affine, Site, Vectors
 
 __all__ = [
+    "Affine",
     "KernelError",
     "Segments",
     "Site",
     "UnsupportedDevice",
     "UnsupportedTensor",
+    "Vectors",
     "attend",
     "expand",
     "group",
+    "rescale",
     "rms_norm",
     "rotary",
     "shrink",
@@ -51,6 +55,11 @@ def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank
 def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) -> None:
     """y[rows[m]] += weight · scale · s[m] · Bᵀ, in place: see `kernels.reference.expand`."""
     _ops(y.device.type).expand(s, arena, site, segments, y)
+
+
+def rescale(y: Tensor, arena: Tensor, affine: Affine, segments: Segments) -> None:
+    """y[rows[m]] = gain · y[rows[m]] + weight · shift, in place: see `kernels.reference.rescale`."""
+    _op(y.device.type, "rescale")(y, arena, affine, segments)
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
@@ -111,3 +120,11 @@ def _ops(device: str) -> ModuleType:
 
         return cuda
     raise UnsupportedDevice(f"expected tensors on the device 'cpu' or 'cuda', found '{device}'")
+
+
+def _op(device: str, name: str) -> Callable[..., Any]:
+    """An op that not every device has yet. Raises UnsupportedDevice where it is missing."""
+    found: Callable[..., Any] | None = getattr(_ops(device), name, None)
+    if found is None:
+        raise UnsupportedDevice(f"this release has no kernels.{device}.{name}: the adapters that need it run on a CPU")
+    return found

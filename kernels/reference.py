@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.segments import Segments
-from kernels.site import Site
+from kernels.site import Affine, Site, Vectors
 
 
 def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
@@ -53,6 +53,31 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
             column += rank
     rows = segments.rows.long()
     y[rows] = total[rows].to(y.dtype)
+
+
+def rescale(y: Tensor, arena: Tensor, affine: Affine, segments: Segments) -> None:
+    """Gains and shifts: y[rows[m], part p] = gain_p · y[rows[m], part p] + weights[m] · shift_p, over all entries m.
+
+    A vector that a slot lacks is left out. A gain belongs to a row's only entry, whose weight is 1: with several there
+    is no one meaning. Shifts of several entries are added in the order of the segments, each sum rounded to y's dtype.
+    Rows without an entry and parts without vectors keep every bit.
+    Shapes: y [T, D_out]; arena [elements]. Mutates: y. Raises: nothing.
+    Source: the column norms of DoRA, Liu et al. (arXiv 2402.09353); `lora_bias` of PEFT.
+    """
+    vectors = arena[: arena.numel() // 2 * 2].view(torch.float32)
+    for begin, end, slot in _segments(segments):
+        rows = segments.rows[begin:end].long()
+        for part, kind in enumerate(affine.kinds[slot].tolist()):
+            if not kind:
+                continue
+            first, last = affine.columns[part], affine.columns[part + 1]
+            at, values = int(affine.starts[slot, part]), y[rows, first:last].float()
+            if kind & Vectors.GAIN:
+                values *= vectors[at : at + last - first]
+                at += last - first
+            if kind & Vectors.SHIFT:
+                values += segments.weights[begin:end, None] * vectors[at : at + last - first]
+            y[rows, first:last] = values.to(y.dtype)
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:

@@ -18,7 +18,7 @@ from kernels.cpu.compiled import native_ops
 from kernels.cpu.native import NativeFunction
 from kernels.errors import UnsupportedTensor
 from kernels.segments import Segments
-from kernels.site import Site
+from kernels.site import Affine, Site
 
 # An element that is read, changed and written costs about as much as this many multiply-adds.
 STREAMED = 4
@@ -64,6 +64,26 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
         _run_expand(native_ops(arena.dtype).compose, s, arena, site=site, segments=segments, y=total)
         touched = segments.rows.long()
         y[touched] = total[touched].to(y.dtype)
+
+
+def rescale(y: Tensor, arena: Tensor, affine: Affine, segments: Segments) -> None:
+    """kernels.reference.rescale."""
+    _check_rows("y", y, dtype=arena.dtype, width=affine.columns[-1])
+    native_ops(y.dtype).rescale.run(
+        y.data_ptr(),
+        arena.data_ptr(),
+        segments.rows.data_ptr(),
+        segments.weights.data_ptr(),
+        segments.starts.data_ptr(),
+        segments.slots.data_ptr(),
+        affine.kinds.data_ptr(),
+        affine.starts.data_ptr(),
+        ctypes.addressof(_words(affine.columns)),
+        segments.slots.shape[0],
+        len(affine.columns) - 1,
+        y.stride(0),
+        work=segments.num_entries * affine.columns[-1] * STREAMED,
+    )
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
