@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import uuid
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 
 # Positions in a KV block: small enough to waste little on short answers, large enough for the block tables to be short.
 BLOCK_SIZE = 16
+# For the last messages of streams that have ended to reach their callers.
+LAST_WORDS_S = 2.0
 STATE_FILE = "registry.json"
 WORKER_ID_FILE = "worker_id"
 
@@ -176,9 +179,9 @@ async def run(settings: Settings) -> None:
             ],
             listen=settings.listen,
             security=security,
-            drain_s=settings.drain_s,
+            drain_s=LAST_WORDS_S,
             on_ready=lambda port: log.info("worker %s serves on port %d", facts.worker_id, port),
-            on_drain=service.drain,
+            on_drain=functools.partial(service.drain, settings.drain_s),
             until=core.failure,
         )
 

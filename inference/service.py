@@ -116,9 +116,14 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self._start_time.GetCurrentTime()
         self._is_draining = False
 
-    async def drain(self) -> None:
-        """Refuses new work from now on; what runs goes on."""
+    async def drain(self, limit_s: float) -> None:
+        """Refuses new work from now on; returns when what runs has ended, which the engine sees to after `limit_s`."""
         self._is_draining = True
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._streams.wait_until_empty()
+        except TimeoutError:
+            await asyncio.to_thread(self._engine.stop)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]

@@ -12,7 +12,10 @@ from typing import Any
 import grpc
 import pytest
 
+from inference.errors import Draining, InferenceError
 from loraplex.inference.v1 import inference_service_pb2 as pb
+from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
+from rpc.status import from_rpc_error
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -111,6 +114,36 @@ async def test_sigterm_lets_running_answers_finish(system: Any, e2e: Any) -> Non
         answer = await stream
         assert len(answer.token_ids) == 48
     await system.worker.start()
+
+
+async def test_a_worker_without_a_registry_serves_folders_and_tells_what_outlasts_its_drain(
+    e2e: Any, base_model_dir: Path, adapters_dir: Path, tmp_path: Path
+) -> None:
+    worker = e2e.Program(
+        "worker",
+        [
+            *("inference", "serve", "--model", str(base_model_dir), "--adapter", f"pirate={adapters_dir / 'pirate'}"),
+            *("--state-dir", str(tmp_path), "--drain-s", "0.2"),
+        ],
+        tmp_path / "worker.log",
+    )
+    await worker.start()
+    async with grpc.aio.insecure_channel(worker.address) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        answer = await e2e.generate(stub, e2e.ask("Tell me about the sea.", "pirate"))
+        (served,) = answer.started.adapters
+        assert (served.adapter, served.version) == ("pirate", 0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await e2e.generate(stub, e2e.ask("Hello!", "sql"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        began = asyncio.Event()
+        request = e2e.ask("A long story.", "pirate", max_tokens=4000, ignore_eos=True)
+        stream = asyncio.create_task(e2e.generate(stub, request, lambda _: began.set()))
+        await began.wait()
+        await worker.stop()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream
+        assert type(from_rpc_error(caught.value, InferenceError)) is Draining
 
 
 async def _read_to_the_end(call: Any) -> None:
