@@ -7,6 +7,7 @@ import torch
 
 import kernels.cuda
 from kernels.cuda.families import Family
+from tests.kernels.cuda.outcome import assert_right
 from tests.kernels.cuda.simulator.device import Device, installed
 
 WIDTHS = (264, 8, 72)  # a tile and a ragged tail, the least, and a ragged tail alone
@@ -23,33 +24,15 @@ POPULARITIES = {
 COMPOSED = [[(0, 1.0), (2, -0.5)], BASE, [(1, 1.0)], [(0, 2.0), (1, 1.0), (3, 0.25)], [(3, 1.0)]]
 
 
-def check(outcome, site, assert_close, dtype):
-    """Equal where it is defined, untouched elsewhere."""
-    segments = outcome.segments
-    for m, segment in enumerate(segments.segment_of.tolist()):
-        rank = int(site.ranks[int(segments.slots[segment])].sum())
-        total = outcome.s[:, m].sum(dim=0)
-        assert_close(total[:rank], outcome.s_expected[m, :rank], torch.float32)
-        assert outcome.s[:, m, rank:].isnan().all(), f"entry {m}: written past its rank"
-    assert_close(outcome.y, outcome.y_expected, dtype)
-    untouched = torch.ones_like(outcome.y, dtype=torch.bool)
-    for m, segment in enumerate(segments.segment_of.tolist()):
-        for part, rank in enumerate(site.ranks[int(segments.slots[segment])].tolist()):
-            if rank:
-                untouched[int(segments.rows[m]), site.columns[part] : site.columns[part + 1]] = False
-    bits, before = outcome.y.contiguous().view(torch.int16), outcome.y_before.contiguous().view(torch.int16)
-    assert torch.equal(bits[untouched], before[untouched])
-
-
 @pytest.mark.parametrize("uses", POPULARITIES.values(), ids=POPULARITIES)
 def test_every_popularity_equals_the_reference(uses, family, dtype, make_adapters, run_lora, assert_close):
     adapters = make_adapters(RANKS, 264, WIDTHS, dtype)
-    check(run_lora(adapters, uses), adapters.site, assert_close, dtype)
+    assert_right(run_lora(adapters, uses), adapters.site, assert_close)
 
 
 def test_composed_rows_equal_the_reference(family, dtype, make_adapters, run_lora, assert_close):
     adapters = make_adapters(RANKS, 264, WIDTHS, dtype)
-    check(run_lora(adapters, COMPOSED), adapters.site, assert_close, dtype)
+    assert_right(run_lora(adapters, COMPOSED), adapters.site, assert_close)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +41,7 @@ def test_composed_rows_equal_the_reference(family, dtype, make_adapters, run_lor
 def test_every_rank_equals_the_reference(ranks, family, dtype, make_adapters, run_lora, assert_close):
     adapters = make_adapters([(rank,) for rank in ranks], 72, (40,), dtype)
     uses = [[(slot, 1.0)] for slot in range(len(ranks))] + [[(len(ranks) - 1, 1.0)]] * 3
-    check(run_lora(adapters, uses), adapters.site, assert_close, dtype)
+    assert_right(run_lora(adapters, uses), adapters.site, assert_close)
 
 
 @pytest.mark.parametrize("counts", [(64,), (63, 2), (130, 1, 65)], ids=["whole", "cut", "many"])
@@ -67,13 +50,13 @@ def test_units_of_tiles_cover_every_entry_once(counts, make_adapters, run_lora, 
     adapters = make_adapters([(5,), (16,), (40,)], 136, (72,), torch.bfloat16)
     uses = [[(slot, 1.0)] for slot, count in enumerate(counts) for _ in range(count)]
     uses = [uses[i] for i in torch.randperm(len(uses)).tolist()]
-    check(run_lora(adapters, uses), adapters.site, assert_close, torch.bfloat16)
+    assert_right(run_lora(adapters, uses), adapters.site, assert_close)
 
 
 @pytest.mark.parametrize("in_features", [8, 64, 200, 576, 1032])
 def test_every_width_is_summed_whole(in_features, family, make_adapters, run_lora, assert_close):
     adapters = make_adapters([(9,), (2,)], in_features, (16,), torch.bfloat16)
-    check(run_lora(adapters, [[(0, 1.0)], [(1, 1.0)], [(0, 0.5)]]), adapters.site, assert_close, torch.bfloat16)
+    assert_right(run_lora(adapters, [[(0, 1.0)], [(1, 1.0)], [(0, 0.5)]]), adapters.site, assert_close)
 
 
 @pytest.mark.parametrize("architecture", ["compute_80", "compute_100"])
@@ -82,7 +65,7 @@ def test_other_architectures_compute_the_same(
 ):
     with installed(Device(architecture=architecture)):
         adapters = make_adapters(RANKS, 264, WIDTHS, dtype)
-        check(run_lora(adapters, POPULARITIES["zipf with base rows"]), adapters.site, assert_close, dtype)
+        assert_right(run_lora(adapters, POPULARITIES["zipf with base rows"]), adapters.site, assert_close)
 
 
 def test_the_same_batch_gives_the_same_bits(family, make_adapters, run_lora):
