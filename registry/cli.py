@@ -1,6 +1,6 @@
 """The `registry` command: serve, and everything a person or a script asks of a registry.
 
-`registry.exits` lists the exit codes. Everything heavy is imported by the command that needs it, so that
+Everything heavy is imported by the command that needs it, so that
 `registry --help` is quick.
 """
 
@@ -17,8 +17,11 @@ import click
 from registry import exits
 from registry.commands.base import base
 from registry.commands.db import db
+from registry.commands.inspect import diff, history, lineage, verify
 from registry.commands.look import list_adapters, resolve, show, status, watch
 from registry.commands.publish import promote, register, retire
+from registry.commands.rights import audit, protect, token, unprotect
+from registry.commands.undo import rollback, unretire
 from registry.options import global_options
 
 
@@ -32,7 +35,18 @@ def run(arguments: list[str]) -> int:
     return exits.run(cli, arguments, name="registry")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# `\b` keeps click from filling a paragraph.
+EPILOG = f"""\b
+Exit codes:
+{exits.describe()}
+
+\b
+Completion, for bash; zsh and fish have a *_source of their own:
+  eval "$(_REGISTRY_COMPLETE=bash_source registry)"
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EPILOG)
 @global_options(read_environment=True)
 def cli() -> None:
     """Keeps LoRA adapters: versions, aliases, and who serves what.
@@ -54,21 +68,23 @@ def cli() -> None:
 @click.option("--token-file", metavar="FILE", help="Lines of `NAME SHA256-IN-HEX`, one per bearer token.")
 @click.option("--client-scopes", metavar="FILE", help="Lines of `SUBJECT SCOPE,…`: what the certificates open.")
 @click.option("--drain-s", metavar="SECONDS", help="How long running calls may take to finish at the end.")
-def serve(database_url: str | None, **given: str | None) -> None:
+@click.pass_context
+def serve(context: click.Context, /, **given: str | None) -> None:
     """Run a registry until SIGTERM or Ctrl-C.
 
-    Each option is also an environment variable, LORAPLEX_REGISTRY_LISTEN and so on.
+    Each option is also an environment variable, LORAPLEX_REGISTRY_LISTEN and so on, and a key under [serve] in the
+    configuration file.
     """
     from registry import app
-    from registry.settings import PREFIX, read_settings
+    from registry.config import combine_settings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    environ = dict(os.environ)
-    environ |= {PREFIX + name.upper(): value for name, value in given.items() if value is not None}
-    if database_url is not None:
-        environ["DATABASE_URL"] = database_url
-    asyncio.run(app.run(read_settings(environ)))
+    flags = {name: value for name, value in given.items() if value is not None}
+    asyncio.run(app.run(combine_settings(context.ensure_object(dict).get("serve", {}), os.environ, flags)))
 
 
-for _command in (base, db, list_adapters, promote, register, resolve, retire, show, status, watch):
+for _command in (
+    *(audit, base, db, diff, history, lineage, list_adapters, promote, protect, register, resolve, retire, rollback),
+    *(show, status, token, unprotect, unretire, verify, watch),
+):
     cli.add_command(_command)

@@ -38,6 +38,7 @@ RegistryError
 ├── RevisionCompacted         OUT_OF_RANGE          take a snapshot
 ├── RevisionFuture            OUT_OF_RANGE          take a snapshot
 ├── BlobCorrupted             DATA_LOSS
+├── VersionDamaged            DATA_LOSS             what is stored is not what was registered
 ├── StoreUnavailable          UNAVAILABLE           Postgres cannot be reached; come back
 ├── Draining                  UNAVAILABLE           the registry is shutting down; come back
 ├── DeadlineExceeded          DEADLINE_EXCEEDED
@@ -278,6 +279,12 @@ class BlobCorrupted(RegistryError):
     """The stored bytes no longer have their digest."""
 
     code, reason = "DATA_LOSS", "BLOB_CORRUPTED"
+
+
+class VersionDamaged(RegistryError):
+    """What is stored of the version is not what was registered."""
+
+    code, reason = "DATA_LOSS", "VERSION_DAMAGED"
 
 
 class StoreUnavailable(RegistryError):

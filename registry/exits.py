@@ -1,16 +1,4 @@
-"""How a command line ends: exit codes, and errors as lines for people. It knows error codes and no command.
-
-Exit codes, which do not change:
-
-    0    done
-    1    something unexpected
-    2    a wrong command line, setting or argument
-    3    not found
-    4    refused: a conflict, a precondition, an artifact that cannot be served
-    5    the registry cannot be reached, or did not answer in time
-    6    not allowed: no token, a wrong one, or one without the right
-    7    `promote --wait`: a worker failed, or time was up
-    130  interrupted
+"""How a command line ends: the exit codes are here, and errors as lines for people. It knows error codes, no command.
 
 Errors go to stderr: one `error:` line, one line per reason, and a `hint:` where there is something to do about it.
 """
@@ -24,6 +12,19 @@ import click
 
 from rpc.errors import DomainError
 
+# They do not change: scripts depend on them.
+EXIT_CODES = {
+    0: "done",
+    1: "something unexpected",
+    2: "a wrong command line, setting or argument",
+    3: "not found",
+    4: "refused: a conflict, a precondition, an artifact that cannot be served",
+    5: "the registry cannot be reached, or did not answer in time",
+    6: "not allowed: no token, a wrong one, or one without the right",
+    7: "--wait: a worker failed, or time was up",
+    8: "verify: a file or the version is damaged",
+    130: "interrupted",
+}
 _EXIT_CODES = {
     "INVALID_ARGUMENT": 2,
     "OUT_OF_RANGE": 2,
@@ -37,7 +38,7 @@ _EXIT_CODES = {
     "UNAUTHENTICATED": 6,
     "PERMISSION_DENIED": 6,
 }
-_EXIT_CODES_BY_REASON = {"FLEET_NOT_CONVERGED": 7, "BASE_MODEL_REFUSED": 4}
+_EXIT_CODES_BY_REASON = {"FLEET_NOT_CONVERGED": 7, "BASE_MODEL_REFUSED": 4, "VERSION_DAMAGED": 8}
 
 _HINTS = {
     "ADAPTER_NOT_FOUND": "`registry list` shows the adapters there are",
@@ -46,13 +47,28 @@ _HINTS = {
     "BASE_MODEL_EXISTS": "a base model never changes; add this one under another name",
     "BASE_MODEL_NOT_FOUND": "`registry base add NAME PATH` adds one; `registry base list` shows those there are",
     "FLEET_NOT_CONVERGED": "the alias has moved; these workers keep what they served. `registry status` says more",
+    "DATA_DIR_IN_USE": "end the registry that runs there; one with a server of its own is looked after by DATABASE_URL",
+    "LINEAGE_CYCLE": "`registry lineage` shows what its parents were made from",
+    "NO_EARLIER_TARGET": "`registry history NAME` shows where it pointed; `registry promote` moves it anywhere",
     "PERMISSION_DENIED": "ask whoever runs the registry for a token with this right",
+    "REQUEST_ID_REUSED": "run the command again; each run takes an id of its own",
+    "SCHEMA_UNKNOWN": "use the release that migrated this database, or a newer one",
+    "STORAGE_FULL": "make room on the registry's disk",
     "STORE_UNAVAILABLE": "is it running? `registry serve` starts one; --server or LORAPLEX_REGISTRY names another",
+    "TOKEN_NOT_FOUND": "`registry token list` shows their ids",
     "UNAUTHENTICATED": "give a token with --token or LORAPLEX_REGISTRY_TOKEN",
+    "VERSION_DAMAGED": "register the same files again: what is damaged is uploaded anew",
     "VERSION_IN_USE": "promote another version first, or retire it with --force",
+    "VERSION_NOT_RETIRED": "`registry show NAME` lists the state of its versions",
     "VERSION_NOT_FOUND": "`registry show NAME` lists its versions",
+    "VERSION_RETIRED": "`registry unretire NAME VERSION` brings it back",
     "WRONG_BASE_MODEL": "an adapter keeps its base model; register this one under another name",
 }
+
+
+def describe() -> str:
+    """The exit codes, one a line."""
+    return "\n".join(f"  {code:<3}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 
 def run(command: click.Command, arguments: list[str], *, name: str) -> int:

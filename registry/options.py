@@ -1,11 +1,13 @@
 """Options that every command shares, and what they stand for: a client and a printer. Knows no command.
 
-They are accepted before and after the subcommand; the one nearest to the end of the line wins.
+They are accepted before and after the subcommand; the one nearest to the end of the line wins. A flag is stronger than
+the environment, and that than the configuration file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from registry.printing import Printer
 
 DEFAULT_SERVER = "127.0.0.1:7100"
+FORMS = ("table", "json", "yaml")
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -39,9 +42,10 @@ def with_session(context: click.Context, work: Callable[[Session], Awaitable[Non
     from rpc.security import ClientSecurity
 
     settings = context.ensure_object(dict)
-    printer = Printer(as_json=settings.get("output") == "json")
+    printer = Printer(settings.get("output", "table"))
     server = settings.get("server", DEFAULT_SERVER)
-    security = ClientSecurity(ca=settings.get("ca"), token=settings.get("token", ""))
+    paths = {name: Path(settings[name]).expanduser() for name in ("ca", "cert", "key") if name in settings}
+    security = ClientSecurity(**paths, token=settings.get("token", ""))
 
     async def session() -> None:
         async with RegistryClient(connect(server, security=security)) as client:
@@ -58,7 +62,7 @@ def with_session(context: click.Context, work: Callable[[Session], Awaitable[Non
 
 
 def global_options(*, read_environment: bool) -> Callable[[FunctionT], FunctionT]:
-    """Adds --server, --token, --ca and --output; only the outermost command reads the environment."""
+    """Adds the options below; only the outermost command reads the environment, and the file behind it."""
 
     def option(*names: str, variable: str | None = None, **attributes: Any) -> Callable[[FunctionT], FunctionT]:
         shown = f"  [{variable}]" if variable else ""
@@ -67,12 +71,27 @@ def global_options(*, read_environment: bool) -> Callable[[FunctionT], FunctionT
         return click.option(*names, envvar=envvar, callback=_remember, expose_value=False, **attributes)
 
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
-    options = (
+    options: tuple[Callable[[Any], Any], ...] = (
         option("--server", metavar="HOST:PORT", variable="LORAPLEX_REGISTRY", help="The registry's address."),
         option("--token", metavar="SECRET", variable="LORAPLEX_REGISTRY_TOKEN", help="Bearer token."),
         option("--ca", metavar="FILE", type=file, variable="LORAPLEX_REGISTRY_CA", help="CA of its TLS certificate."),
-        option("-o", "--output", type=click.Choice(["table", "json"]), help="Form of the output; table by default."),
+        option("--cert", metavar="FILE", type=file, variable="LORAPLEX_REGISTRY_CERT", help="Client certificate."),
+        option("--key", metavar="FILE", type=file, variable="LORAPLEX_REGISTRY_KEY", help="Its key."),
+        option("-o", "--output", type=click.Choice(FORMS), help="Form of the output; table by default."),
     )
+    if read_environment:
+        # Eager, so that what the file says is there before the environment and the flags say otherwise.
+        config = click.option(
+            "--config",
+            metavar="FILE",
+            type=file,
+            envvar="LORAPLEX_REGISTRY_CONFIG",
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            help="Defaults for all of these; ~/.config/loraplex/registry.toml.  [LORAPLEX_REGISTRY_CONFIG]",
+        )
+        options = (config, *options)
 
     def decorate(function: FunctionT) -> FunctionT:
         for add in reversed(options):
@@ -80,6 +99,19 @@ def global_options(*, read_environment: bool) -> Callable[[FunctionT], FunctionT
         return function
 
     return decorate
+
+
+def _read_config(context: click.Context, _: click.Parameter, given: Path | None) -> None:
+    config_home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    path = given or Path(config_home).expanduser() / "loraplex" / "registry.toml"
+    if given is None and not path.exists():
+        return
+    from registry.config import read_config
+
+    found = read_config(path, options={"server", "token", "ca", "cert", "key", "output"})
+    if found.options.get("output", "table") not in FORMS:
+        raise click.BadParameter(f"{path}: output: expected one of {', '.join(FORMS)}")
+    context.ensure_object(dict).update(found.options, serve=found.serve)
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:

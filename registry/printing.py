@@ -1,6 +1,7 @@
-"""What the command line shows: tables for people, JSON for programs, progress on stderr. It knows no RPC.
+"""What the command line shows: tables for people, JSON or YAML for programs, progress on stderr. It knows no RPC.
 
-With `-o json`, stdout carries one JSON document (`watch`: one a line) and nothing else, ever.
+With `-o json` or `-o yaml`, stdout carries one document and nothing else, ever; with `watch` one a line, or one after
+each `---`.
 """
 
 from __future__ import annotations
@@ -44,21 +45,32 @@ _STYLES = {"serving": "green", "ready": "green", "live": "green", "failed": "red
 
 
 class Printer:
-    """Writes to stdout in one form."""
+    """Writes to stdout in one form: `table`, `json` or `yaml`."""
 
-    def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    @property
+    def writes_documents(self) -> bool:
+        """Whether a program reads, so that nothing but documents may be written."""
+        return self._form != "table"
 
     def document(self, value: object) -> None:
-        """A resource, or resources by name, as JSON."""
-        self._write(value, indent=2)
+        """A resource, or resources by name."""
+        if self._form == "yaml":
+            self._write(to_yaml(value))
+        else:
+            self._write(json.dumps(to_document(value), indent=2, ensure_ascii=False) + "\n")
 
     def document_line(self, value: object) -> None:
-        """The same on one line, for a stream of documents."""
-        self._write(value, indent=None)
+        """One of a stream of documents; as JSON on one line."""
+        if self._form == "yaml":
+            self._write("---\n" + to_yaml(value))
+        else:
+            self._write(json.dumps(to_document(value), ensure_ascii=False) + "\n")
 
-    def _write(self, value: object, *, indent: int | None) -> None:
-        sys.stdout.write(json.dumps(to_document(value), indent=indent, ensure_ascii=False) + "\n")
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
         sys.stdout.flush()
 
     def line(self, text: str) -> None:
@@ -93,6 +105,14 @@ def to_document(value: object) -> object:
     if isinstance(value, dict):
         return {key: to_document(one) for key, one in value.items()}
     return [to_document(one) for one in value] if isinstance(value, list) else encode(value)
+
+
+def to_yaml(value: object) -> str:
+    """The same document as YAML, its keys in the same order."""
+    import yaml
+
+    text: str = yaml.safe_dump(to_document(value), sort_keys=False, allow_unicode=True, width=_PIPE_COLUMNS)
+    return text
 
 
 def _print(table: Table) -> None:

@@ -16,18 +16,48 @@ def base() -> None:
     """Base models, which adapters are made for."""
 
 
+RELATIONS = ("finetune", "quantized", "merge", "adapter-merge")
+
+
+def _read_parents(_: click.Context, __: click.Parameter, found: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
+    """(name, relation, adapter version or '') of each NAME:RELATION[:VERSION]."""
+    parents = []
+    for one in found:
+        name, _separator, rest = one.partition(":")
+        relation, _separator, version = rest.partition(":")
+        if not name or relation not in RELATIONS or (relation == "adapter-merge") != bool(version):
+            raise click.BadParameter(
+                f"expected NAME:RELATION with one of {', '.join(RELATIONS)}, the last one followed by :ADAPTER:NUMBER; "
+                f"found {one!r}"
+            )
+        parents.append((name, relation.replace("-", "_"), version))
+    return tuple(parents)
+
+
 @base.command("add")
 @click.argument("name")
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="NAME:RELATION",
+    callback=_read_parents,
+    help="What it was made from: small:finetune, quantized, merge, or small:adapter-merge:sql:3; repeatable.",
+)
 @global_options(read_environment=False)
 @click.pass_context
-def base_add(context: click.Context, name: str, path: Path) -> None:
-    """Add the Hugging Face folder PATH as the base model NAME. Its weights stay where they are."""
+def base_add(context: click.Context, name: str, path: Path, parents: tuple[tuple[str, str, str], ...]) -> None:
+    """Add the Hugging Face folder PATH as the base model NAME. Its weights stay where they are.
+
+    A parent need not be in the registry; any name will do.
+    """
 
     async def work(session: Session) -> None:
         from adapter.base_model import describe_base_model
         from adapter.names import check_name
         from registry.printing import byte_progress, short, size
+        from registry.resources import BaseModelParent, BaseModelRelation
 
         check_name(name)
         total, done = _weights_bytes(path), 0
@@ -39,8 +69,12 @@ def base_add(context: click.Context, name: str, path: Path) -> None:
                 progress(done, max(done, total))
 
             description = await asyncio.to_thread(describe_base_model, path, on_bytes=on_bytes)
-        added = await session.client.create_base_model(name, description)
-        if session.printer.as_json:
+        added = await session.client.create_base_model(
+            name,
+            description,
+            parents=[BaseModelParent(parent, BaseModelRelation(how), version) for parent, how, version in parents],
+        )
+        if session.printer.writes_documents:
             session.printer.document(
                 {"base_model": added.base_model, "revision": added.revision, "created": added.created}
             )
@@ -65,7 +99,7 @@ def base_list(context: click.Context) -> None:
         from registry.printing import base_model_row
 
         models = await session.client.list_base_models()
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             session.printer.document({"base_models": models})
             return
         session.printer.table(
@@ -88,7 +122,7 @@ def base_show(context: click.Context, name: str) -> None:
         from registry.printing import base_model_facts
 
         model = await session.client.get_base_model(name)
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             session.printer.document(model)
         else:
             session.printer.facts(base_model_facts(model))

@@ -27,7 +27,7 @@ def compact(context: click.Context, keep_revisions: int | None, keep_days: float
     async def work(session: Session) -> None:
         keep_s = None if keep_days is None else keep_days * 86_400
         done = await session.client.upkeep.compact(keep_revisions=keep_revisions, keep_s=keep_s)
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             session.printer.document(done)
         else:
             session.printer.line(

@@ -26,7 +26,7 @@ def list_adapters(context: click.Context, base_model: str) -> None:
         from registry.printing import adapter_row
 
         adapters = await session.client.list_adapters(base_model=base_model)
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             session.printer.document({"adapters": adapters})
             return
         session.printer.table(
@@ -53,7 +53,7 @@ def show(context: click.Context, reference: str) -> None:
         if parsed.name is not None and "@" not in reference and parsed.number is None:
             adapter = await session.client.get_adapter(parsed.name)
             versions = await session.client.list_versions(parsed.name)
-            if session.printer.as_json:
+            if session.printer.writes_documents:
                 session.printer.document({"adapter": adapter, "versions": versions})
                 return
             session.printer.facts(adapter_facts(adapter))
@@ -64,8 +64,8 @@ def show(context: click.Context, reference: str) -> None:
                 empty="no versions",
             )
             return
-        version = await _find_version(session.client, parsed)
-        if session.printer.as_json:
+        version = await find_version(session.client, parsed)
+        if session.printer.writes_documents:
             session.printer.document(version)
         else:
             session.printer.facts(version_facts(version))
@@ -73,7 +73,7 @@ def show(context: click.Context, reference: str) -> None:
     with_session(context, work)
 
 
-async def _find_version(client: RegistryClient, reference: Reference) -> AdapterVersion:
+async def find_version(client: RegistryClient, reference: Reference) -> AdapterVersion:
     """The version itself, retired or not, which resolving would refuse."""
     from registry.errors import AliasNotFound
 
@@ -97,7 +97,7 @@ def resolve(context: click.Context, reference: str) -> None:
 
     async def work(session: Session) -> None:
         found = await session.client.resolve(reference)
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             session.printer.document({"version": found.version, "revision": found.revision})
         else:
             session.printer.line(f"{found.version.adapter}:{found.version.number}  {found.version.digest}")
@@ -124,7 +124,7 @@ def watch(context: click.Context, after: int | None, base_model: str) -> None:
         )
         async with aclosing(messages) as stream:
             async for message in stream:
-                if session.printer.as_json:
+                if session.printer.writes_documents:
                     session.printer.document_line(message_document(message))
                     continue
                 for line in message_lines(message):
@@ -158,7 +158,7 @@ def status(context: click.Context) -> None:
         from registry.printing import worker_row
 
         found, workers = await session.client.status(), await session.client.list_workers()
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             session.printer.document({"status": found, "workers": workers})
             return
         session.printer.facts(

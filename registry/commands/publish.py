@@ -11,8 +11,7 @@ import click
 from registry.options import Session, global_options, with_session
 
 if TYPE_CHECKING:
-    from registry.fleet import WorkerStanding
-    from registry.resources import Adapter, AdapterVersion, Alias
+    from registry.resources import Adapter, AdapterVersion
 
 # A version's number travels as uint32 and is stored as a signed 32-bit integer.
 VERSION = click.IntRange(1, 2**31 - 1)
@@ -78,6 +77,7 @@ def register(
 
     async def work(session: Session) -> None:
         from adapter.names import check_name
+        from registry.commands.moves import moved_line
         from registry.printing import byte_progress
         from registry.resources import Provenance
 
@@ -96,7 +96,7 @@ def register(
             )
         version = registered.version
         promoted = await session.client.promote(name, version.number, alias=alias) if alias is not None else None
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             document: dict[str, object] = {
                 "version": version,
                 "revision": promoted.revision if promoted else registered.revision,
@@ -108,7 +108,7 @@ def register(
             return
         session.printer.line(_registered_line(version, created=registered.created, dry_run=dry_run))
         if promoted is not None:
-            session.printer.line(_promoted_line(promoted.alias, changed=promoted.changed, dry_run=False))
+            session.printer.line(moved_line(promoted.alias, changed=promoted.changed, dry_run=False))
 
     with_session(context, work)
 
@@ -123,15 +123,6 @@ def _registered_line(version: AdapterVersion, *, created: bool, dry_run: bool) -
         return f"would register {version.adapter} ({facts})"
     what = "registered" if created else "already there:"
     return f"{what} {version.adapter}:{version.number} ({facts})"
-
-
-def _promoted_line(alias: Alias, *, changed: bool, dry_run: bool) -> str:
-    from registry.printing import targets
-
-    where = f"{alias.adapter}@{alias.alias}"
-    if not changed:
-        return f"{where} already points at version {targets(alias.targets)}"
-    return f"{where} {'would point' if dry_run else 'now points'} at version {targets(alias.targets)}"
 
 
 @click.command()
@@ -168,8 +159,7 @@ def promote(
         raise click.UsageError("--dry-run changes nothing that --wait could wait for", context)
 
     async def work(session: Session) -> None:
-        from registry.fleet import wait_until_served
-        from registry.printing import worker_progress
+        from registry.commands.moves import tell_moved
 
         promoted = await session.client.promote(
             name,
@@ -180,26 +170,7 @@ def promote(
             validate_only=dry_run,
             message=message,
         )
-        if not session.printer.as_json:
-            session.printer.line(_promoted_line(promoted.alias, changed=promoted.changed, dry_run=dry_run))
-        serving: list[WorkerStanding] = []
-        if wait:
-            base_model = (await session.client.get_adapter(name)).base_model
-            with worker_progress() as progress:
-                serving = await wait_until_served(
-                    session.client, promoted.alias, base_model=base_model, timeout_s=timeout_s, on_change=progress
-                )
-        if session.printer.as_json:
-            document = {
-                "alias": promoted.alias,
-                "before": list(promoted.before),
-                "revision": promoted.revision,
-                "changed": promoted.changed,
-            }
-            session.printer.document(document | ({"workers": serving} if wait else {}))
-        elif wait:
-            workers = ", ".join(one.worker for one in serving)
-            session.printer.line(f"served by {workers}" if serving else "no live worker runs its base model")
+        await tell_moved(session, promoted, dry_run=dry_run, wait_s=timeout_s if wait else None)
 
     with_session(context, work)
 
@@ -226,7 +197,7 @@ def retire(context: click.Context, name: str, version: int, force: bool, message
 
     async def work(session: Session) -> None:
         retired = await session.client.retire(name, version, force=force, message=message)
-        if session.printer.as_json:
+        if session.printer.writes_documents:
             session.printer.document(retired)
             return
         session.printer.line(f"retired {name}:{version}")

@@ -50,6 +50,7 @@ SHAPES: dict[str, tuple[int, int]] = {
     }.items()
 }
 ROOT = Path(__file__).parents[2]
+PROGRAM = Path(sys.executable).parent / "registry"
 
 
 def _make_base_model(seed: int = 0) -> BaseModelDescription:
@@ -290,6 +291,63 @@ async def base_model(registry_server: RunningRegistry) -> str:
     """The name of a registered base model."""
     await registry_server.client.create_base_model("base", _make_base_model())
     return "base"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+
+async def _registry(*arguments: object, **environment: str) -> Ended:
+    """Runs the command; arguments are turned into text."""
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM,
+        *(str(one) for one in arguments),
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    assert "Traceback" not in err.decode()
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+class Commands:
+    """The command against one registry."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def __call__(self, *arguments: object) -> Ended:
+        return await _registry(*arguments, LORAPLEX_REGISTRY=self.address)
+
+    async def json(self, *arguments: object) -> Any:
+        """The document of a command that must succeed."""
+        ended = await self(*arguments, "-o", "json")
+        assert (ended.code, ended.err) == (0, ""), ended
+        return ended.document
+
+
+@pytest.fixture
+def registry() -> Callable[..., Awaitable[Ended]]:
+    """Runs the command in a process of its own."""
+    return _registry
+
+
+@pytest.fixture
+def commands_at() -> Callable[[str], Commands]:
+    """The command against the registry at an address."""
+    return Commands
 
 
 @dataclass

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,51 +26,6 @@ SHAPES = {
     "model.layers.0.self_attn.v_proj": (4, 8),
     "model.layers.0.mlp.down_proj": (8, 16),
 }
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        return json.loads(self.out)
-
-
-async def registry(*arguments: object, **environment: str) -> Ended:
-    """Runs the command; arguments are turned into text."""
-    process = await asyncio.create_subprocess_exec(
-        PROGRAM,
-        *(str(one) for one in arguments),
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    assert "Traceback" not in err.decode()
-    return Ended(process.returncode, out.decode(), err.decode())
-
-
-class Commands:
-    """The command against one registry."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    async def __call__(self, *arguments: object) -> Ended:
-        return await registry(*arguments, LORAPLEX_REGISTRY=self.address)
-
-    async def json(self, *arguments: object) -> Any:
-        """The document of a command that must succeed."""
-        ended = await self(*arguments, "-o", "json")
-        assert (ended.code, ended.err) == (0, ""), ended
-        return ended.document
 
 
 @pytest.fixture
@@ -102,12 +55,12 @@ def make_adapter(folder: Path, *, seed: int = 0, rank: int = 2, **config: Any) -
 
 
 @pytest.fixture
-async def commands(registry_server: Any, base_folder: Path, tmp_path: Path) -> Commands:
+async def commands(registry_server: Any, commands_at: Any, base_folder: Path, tmp_path: Path) -> Any:
     """Against a registry with the base model `tiny` and the version `sql:1`."""
     client = registry_server.client
     await client.create_base_model("tiny", describe_base_model(base_folder))
     await client.register(make_adapter(tmp_path / "sql"), adapter="sql", base_model="tiny")
-    return Commands(registry_server.address)
+    return commands_at(registry_server.address)
 
 
 def columns(table: str) -> list[list[str]]:
@@ -115,8 +68,10 @@ def columns(table: str) -> list[list[str]]:
     return [re.split(r" {2,}", line.strip()) for line in table.splitlines() if line.strip()]
 
 
-async def test_a_base_model_is_added_listed_and_shown(registry_server: Any, base_folder: Path) -> None:
-    commands = Commands(registry_server.address)
+async def test_a_base_model_is_added_listed_and_shown(
+    registry_server: Any, commands_at: Any, base_folder: Path
+) -> None:
+    commands = commands_at(registry_server.address)
     assert "no base models yet" in (await commands("base", "list")).out
     added = await commands("base", "add", "tiny", base_folder)
     assert added.out.startswith("added base model tiny (LlamaForCausalLM, 3 modules, ")
@@ -134,7 +89,7 @@ async def test_a_base_model_is_added_listed_and_shown(registry_server: Any, base
     assert "hint: " in missing.err
 
 
-async def test_register_says_what_it_did(commands: Commands, tmp_path: Path) -> None:
+async def test_register_says_what_it_did(commands: Any, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "second", seed=1, use_rslora=True)
     provenance = ("--parent", "sql:1", "--git-commit", "abc", "--run-uri", "run", "--dataset", "a", "--dataset", "b")
     given = ("register", folder, "--name", "sql", "--base", "tiny", *provenance, "--label", "team=x=y")
@@ -154,13 +109,13 @@ async def test_register_says_what_it_did(commands: Commands, tmp_path: Path) -> 
     assert again.out.startswith("already there: sql:2 (rank 2, ")
 
 
-async def test_an_adapter_that_is_refused_is_listed_with_every_reason(commands: Commands, tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "dora", use_dora=True, modules_to_save=["lm_head"])
+async def test_an_adapter_that_is_refused_is_listed_with_every_reason(commands: Any, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "dora", use_qalora=True, modules_to_save=["lm_head"])
     ended = await commands("register", folder, "--name", "dora", "--base", "tiny")
     assert (ended.code, ended.out) == (4, "")
     lines = ended.err.splitlines()
     assert lines[0].startswith("error: ")
-    assert any("use_dora" in line for line in lines)
+    assert any("use_qalora" in line for line in lines)
     assert any("modules_to_save" in line for line in lines)
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -171,7 +126,7 @@ async def test_an_adapter_that_is_refused_is_listed_with_every_reason(commands: 
     assert "found adapter_model.bin: a pickle" in ended.err
 
 
-async def test_promote_conditions_and_dry_runs(commands: Commands, tmp_path: Path) -> None:
+async def test_promote_conditions_and_dry_runs(commands: Any, tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "second", seed=1)
     await commands("register", folder, "--name", "sql", "--base", "tiny")
     assert (await commands("promote", "sql", 1, "--dry-run")).out == "sql@production would point at version 1\n"
@@ -189,7 +144,7 @@ async def test_promote_conditions_and_dry_runs(commands: Commands, tmp_path: Pat
     assert "retired" in retired.err
 
 
-async def test_lists_and_references(commands: Commands) -> None:
+async def test_lists_and_references(commands: Any) -> None:
     await commands("promote", "sql", 1)
     header, row = columns((await commands("list")).out)
     assert header == ["NAME", "BASE MODEL", "LATEST", "ALIASES", "CREATED"]
@@ -209,7 +164,7 @@ async def test_lists_and_references(commands: Commands) -> None:
     assert [ended.code for ended in ends] == [3, 3, 3, 2] * 2
 
 
-async def test_status_shows_workers_and_what_they_serve(commands: Commands, registry_server: Any) -> None:
+async def test_status_shows_workers_and_what_they_serve(commands: Any, registry_server: Any) -> None:
     assert "no workers have reported" in (await commands("status")).out
     digest = (await commands.json("resolve", "sql:1"))["version"]["digest"]
     serving = WorkerAdapter("sql", 1, digest, WorkerAdapterState.READY, ("production",))
@@ -220,7 +175,7 @@ async def test_status_shows_workers_and_what_they_serve(commands: Commands, regi
     assert document["workers"][0]["adapters"][0]["state"] == "ready"
 
 
-async def test_a_canary_is_promoted_by_its_share(commands: Commands, tmp_path: Path) -> None:
+async def test_a_canary_is_promoted_by_its_share(commands: Any, tmp_path: Path) -> None:
     await commands("register", make_adapter(tmp_path / "second", seed=1), "--name", "sql", "--base", "tiny")
     await commands("promote", "sql", 1)
     said = await commands("promote", "sql", 2, "--canary", "0.5%")
@@ -234,14 +189,14 @@ async def test_a_canary_is_promoted_by_its_share(commands: Commands, tmp_path: P
     )
 
 
-async def test_events_are_compacted_on_demand(commands: Commands, tmp_path: Path) -> None:
+async def test_events_are_compacted_on_demand(commands: Any, tmp_path: Path) -> None:
     said = await commands("db", "compact", "--keep-revisions", 1, "--keep-days", 0)
     revision = (await commands.json("status"))["status"]["revision"]
     assert said.out == (f"removed {revision - 1} events; those after revision {revision - 1} of {revision} are kept\n")
     assert (await commands.json("db", "compact"))["removed_events"] == 0
 
 
-async def test_promote_wait_ends_with_the_fleet(commands: Commands, registry_server: Any) -> None:
+async def test_promote_wait_ends_with_the_fleet(commands: Any, registry_server: Any) -> None:
     client = registry_server.client
     digest = (await commands.json("resolve", "sql:1"))["version"]["digest"]
 
@@ -265,7 +220,7 @@ async def test_promote_wait_ends_with_the_fleet(commands: Commands, registry_ser
     assert served.document["workers"] == [{"worker": "w1", "standing": "serving", "failure": ""}]
 
 
-async def test_watch_writes_one_json_line_per_message(commands: Commands) -> None:
+async def test_watch_writes_one_json_line_per_message(commands: Any) -> None:
     process = await asyncio.create_subprocess_exec(
         PROGRAM,
         *("watch", "-o", "json", "--server", commands.address),
@@ -292,7 +247,7 @@ async def test_watch_writes_one_json_line_per_message(commands: Commands) -> Non
     assert b"Traceback" not in err + out
 
 
-async def test_global_options_count_before_and_after_the_command(commands: Commands) -> None:
+async def test_global_options_count_before_and_after_the_command(registry: Any, commands: Any) -> None:
     lines = (
         ("--server", commands.address, "-o", "json", "list"),
         ("--server", "127.0.0.1:1", "-o", "table", "list", "-o", "json", "--server", commands.address),
@@ -303,7 +258,7 @@ async def test_global_options_count_before_and_after_the_command(commands: Comma
         assert isinstance(ended.document, dict)
 
 
-async def test_a_registry_that_is_away_is_one_clean_line() -> None:
+async def test_a_registry_that_is_away_is_one_clean_line(registry: Any) -> None:
     lines = (("list",), ("watch",), ("-o", "json", "status"))
     for ended in await asyncio.gather(*(registry(*line, "--server", "127.0.0.1:1") for line in lines)):
         assert (ended.code, ended.out) == (5, "")
@@ -326,7 +281,7 @@ async def test_a_registry_that_is_away_is_one_clean_line() -> None:
         ("register / --name a --base b --dry-run --promote x", "--dry-run"),
         ("register / --name ../a --base b", "expected letters, digits"),
         ("nope", "No such command"),
-        ("-o yaml list", "is not one of"),
+        ("-o xml list", "is not one of"),
         ("serve --listen 0.0.0.0:1", "refusing to listen"),
         ("serve --drain-s soon", "expected a number"),
     ],
