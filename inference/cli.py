@@ -92,7 +92,7 @@ def _server_options(command: Any) -> Any:
 @click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
 @click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
 @click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")
-@click.option("--step-tokens", type=int, help="Tokens in one step.  [default: 512]")
+@click.option("--step-tokens", type=int, help="Tokens in one step.  [default: 128]")
 @click.option("--max-queue", type=int, help="Requests that may wait.  [default: 1024]")
 @click.option("--drain-s", type=float, help="Seconds for running answers at SIGTERM.  [default: 30]")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate to serve TLS with.")

@@ -52,7 +52,7 @@ class Settings:
     """Tokens of prompt and answer together; 0 means the model's own limit."""
     max_batch: int = 64
     """Requests in one step."""
-    step_tokens: int = 512
+    step_tokens: int = 128
     """Tokens in one step, prompts and answers together; more makes prompts faster and running answers jerkier."""
     max_queue: int = 1024
     """Requests that may wait before others are refused."""
