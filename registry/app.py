@@ -33,6 +33,8 @@ from registry.fleet_service import WatchService, WorkerService
 from registry.registration import Registration
 from registry.service import RegistryService
 from registry.settings import Settings
+from registry.shelves import FolderShelf, open_shelf
+from registry.spool import Spool
 from registry.store import Store
 from registry.store.compaction import Keep
 from registry.store.database import RETRY_AFTER_S, Database
@@ -87,7 +89,7 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
         database = Database(url, pool_size=settings.pool_size)
         stack.push_async_callback(database.close)
         store = Store(database)
-        blobs = BlobStore(settings.data_dir / "blobs", max_bytes=settings.max_blob_bytes)
+        blobs = _make_blobs(settings)
         await asyncio.to_thread(blobs.open)
         listener = Listener(url, poll_s=settings.poll_s)
         await stack.enter_async_context(_running(listener.run(), "listener"))
@@ -103,6 +105,13 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
         access = Access(settings.security, store.tokens, listener, client_grants=settings.client_grants)
         upkeep = UpkeepService(store.compaction, keep)
         yield Registry(_services(store, blobs, watches, access, upkeep), listener, access)
+
+
+def _make_blobs(settings: Settings) -> BlobStore:
+    """The stored files, and uploads on their way: beside the files where those are in a folder, for a quick rename."""
+    shelf = open_shelf(settings.blobs or str(settings.data_dir / "blobs"))
+    folder = shelf.folder if isinstance(shelf, FolderShelf) else settings.data_dir / "blobs"
+    return BlobStore(shelf, Spool(folder / "tmp"), max_bytes=settings.max_blob_bytes)
 
 
 @asynccontextmanager

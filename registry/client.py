@@ -46,7 +46,6 @@ from registry.resources import (
     WatchMessage,
     Worker,
 )
-from registry.retries import retried
 from registry.transfers import download, upload
 from registry.upkeep_client import UpkeepClient
 
@@ -208,12 +207,11 @@ class RegistryClient:
     async def upload_blob(
         self, path: Path, *, digest: str, size_bytes: int, on_bytes: Callable[[int], None] | None = None
     ) -> bool:
-        """Stores a file; false when the registry had it. `on_bytes` is told how many are sent in this attempt."""
+        """Stores a file; false when the registry had it. Goes on where a broken connection left off.
 
-        async def attempt() -> bool:
-            return await upload(self._registry, path, digest=digest, size_bytes=size_bytes, on_bytes=on_bytes)
-
-        return await retried(attempt)
+        `on_bytes` is told how many are there.
+        """
+        return await upload(self._registry, path, digest=digest, size_bytes=size_bytes, on_bytes=on_bytes)
 
     async def read_blob(
         self,

@@ -32,6 +32,7 @@ RegistryError
 ├── StoreChanged              FAILED_PRECONDITION   the revision belongs to another store
 ├── DataDirInUse              FAILED_PRECONDITION   another registry process owns the data directory
 ├── SchemaUnknown             FAILED_PRECONDITION   the database was migrated by a newer release
+├── StorageUnknown            FAILED_PRECONDITION   the URL is not of a storage that the registry may use
 ├── BlobTooLarge              RESOURCE_EXHAUSTED
 ├── StorageFull               RESOURCE_EXHAUSTED
 ├── OffsetPastEnd             OUT_OF_RANGE
@@ -243,6 +244,12 @@ class SchemaUnknown(RegistryError):
     """The database was migrated by a newer release."""
 
     code, reason = "FAILED_PRECONDITION", "SCHEMA_UNKNOWN"
+
+
+class StorageUnknown(RegistryError):
+    """The URL is not of a storage that the registry may use."""
+
+    code, reason = "FAILED_PRECONDITION", "STORAGE_UNKNOWN"
 
 
 class BlobTooLarge(RegistryError):

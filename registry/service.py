@@ -86,7 +86,11 @@ class RegistryService(AdminService):
         if len(request.blobs) > MAX_FILES:
             raise InvalidRequest(f"blobs: expected at most {MAX_FILES}, found {len(request.blobs)}", field="blobs")
         missing = await self._blobs.missing((blob.digest, blob.size_bytes) for blob in request.blobs)
-        return pb.FindMissingBlobsResponse(digests=missing)
+        received = {digest: await self._blobs.received(digest) for digest in missing}
+        return pb.FindMissingBlobsResponse(
+            digests=missing,
+            partial=[pb.PartialBlob(digest=one, received_bytes=count) for one, count in received.items() if count],
+        )
 
     async def UploadBlob(
         self, request_iterator: AsyncIterator[pb.UploadBlobRequest], context: Context
@@ -97,7 +101,9 @@ class RegistryService(AdminService):
             raise InvalidRequest("expected the header in the first message, found none", field="header")
         digest = first.header.digest
         try:
-            stored = await self._blobs.receive(digest, first.header.size_bytes, _chunks(parts))
+            stored = await self._blobs.receive(
+                digest, first.header.size_bytes, _chunks(parts), offset=first.header.offset_bytes
+            )
         except RegistryError:
             await _discard(parts)
             raise

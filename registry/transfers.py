@@ -32,15 +32,45 @@ OnBytes = Callable[[int], None]
 async def upload(
     stub: rpcs.RegistryServiceStub, path: Path, *, digest: str, size_bytes: int, on_bytes: OnBytes | None
 ) -> bool:
-    """One attempt to store a file; false when it was there, in which case the rest is not sent.
+    """Stores a file; false when it was there. Goes on from where a broken connection left off.
 
-    Raises RegistryError, and OSError when the file cannot be read.
+    Gives up when a few attempts in a row bring nothing. Raises RegistryError, and OSError when the file cannot be read.
     """
+    header = pb.BlobHeader(digest=digest, size_bytes=size_bytes)
+    failures, most = 0, 0
+    while True:
+        try:
+            offset = await _find_offset(stub, header)
+            if offset is None:
+                return False
+            failures, most = (0, offset) if offset > most else (failures, most)
+            header.offset_bytes = offset
+            return await _attempt(stub, path, header, on_bytes)
+        except RegistryError as error:
+            failures += 1
+            # OUT_OF_RANGE: what was left of the broken stream is gone, or another one has taken it up.
+            if error.code not in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "OUT_OF_RANGE") or failures == MAX_ATTEMPTS:
+                raise
+            await asyncio.sleep(backoff_s(failures - 1, error))
+
+
+async def _find_offset(stub: rpcs.RegistryServiceStub, header: pb.BlobHeader) -> int | None:
+    """How much of the file the registry has from a stream that broke; None when it has the file."""
+    ask: Any = stub.FindMissingBlobs
+    try:
+        # The registry hashes what it has.
+        found = await ask(pb.FindMissingBlobsRequest(blobs=[header]), timeout=STALL_S + header.size_bytes / 100e6)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error, RegistryError) from error
+    if not found.digests:
+        return None
+    return next((one.received_bytes for one in found.partial if one.received_bytes <= header.size_bytes), 0)
+
+
+async def _attempt(stub: rpcs.RegistryServiceStub, path: Path, header: pb.BlobHeader, on_bytes: OnBytes | None) -> bool:
     for patience_s in PATIENCE_S:
         try:
-            is_new = await _upload(
-                stub, path, pb.BlobHeader(digest=digest, size_bytes=size_bytes), on_bytes, patience_s
-            )
+            is_new = await _upload(stub, path, header, on_bytes, patience_s)
         except grpc.aio.AioRpcError as error:
             # The registry ended the call, with a result or a refusal, while we wrote; grpc.aio then forgets which.
             if error.details() == "Internal error from Core" and patience_s != PATIENCE_S[-1]:
@@ -49,7 +79,7 @@ async def upload(
         except TimeoutError as error:
             raise DeadlineExceeded(f"{path.name}: the registry took nothing for {STALL_S:.0f} s") from error
         if on_bytes is not None:
-            on_bytes(size_bytes)
+            on_bytes(header.size_bytes)
         return is_new
     raise AssertionError("the last attempt returns or raises")
 
@@ -69,7 +99,7 @@ async def _upload(
             await asyncio.wait_for(has_answered.wait(), patience_s)
         if not has_answered.is_set():
             with contextlib.suppress(asyncio.InvalidStateError):  # It has answered meanwhile.
-                await _send(call, path, on_bytes)
+                await _send(call, path, header.offset_bytes, on_bytes)
         async with asyncio.timeout(STALL_S):
             answer = await call
         return not answer.existed
@@ -77,9 +107,10 @@ async def _upload(
         call.cancel()  # does nothing to a call that has ended
 
 
-async def _send(call: Any, path: Path, on_bytes: OnBytes | None) -> None:
-    done = 0
+async def _send(call: Any, path: Path, offset: int, on_bytes: OnBytes | None) -> None:
+    done = offset
     with path.open("rb") as file:
+        file.seek(offset)
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             async with asyncio.timeout(STALL_S):
                 await call.write(pb.UploadBlobRequest(chunk=chunk))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -13,7 +14,7 @@ import pytest
 
 from adapter.manifest import Manifest, ManifestFile
 from loraplex.registry.v1 import registry_service_pb2 as pb
-from registry import blobs as blobs_module
+from registry import spool as spool_module
 from registry.blobs import CHUNK_BYTES, BlobStore
 from registry.errors import (
     BlobCorrupted,
@@ -26,6 +27,8 @@ from registry.errors import (
     OffsetPastEnd,
     StorageFull,
 )
+from registry.shelves import FolderShelf
+from registry.spool import Spool
 
 BIG = bytes(range(256)) * 10_000 + b"the end"  # two chunks and a half
 
@@ -46,7 +49,7 @@ async def collect(chunks: AsyncIterator[bytes], found: list[bytes]) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> BlobStore:
-    found = BlobStore(tmp_path / "blobs", max_bytes=4 * CHUNK_BYTES)
+    found = BlobStore(FolderShelf(tmp_path / "blobs"), Spool(tmp_path / "blobs" / "tmp"), max_bytes=4 * CHUNK_BYTES)
     found.open()
     return found
 
@@ -92,13 +95,71 @@ async def test_bytes_that_are_not_what_was_announced_are_refused_and_nothing_sta
     assert list_stored() == []
 
 
-async def test_a_stream_that_breaks_leaves_nothing(store, list_stored):
-    async def broken() -> AsyncIterator[bytes]:
-        yield BIG[:CHUNK_BYTES]
-        raise ConnectionError
+async def broken(data: bytes) -> AsyncIterator[bytes]:
+    """A stream that ends with an error after some data."""
+    if data:
+        yield data
+    raise ConnectionError
 
+
+async def test_what_came_over_a_stream_that_broke_is_gone_on_with(store, list_stored):
+    digest = digest_of(BIG)
     with pytest.raises(ConnectionError):
-        await store.receive(digest_of(BIG), len(BIG), broken())
+        await store.receive(digest, len(BIG), broken(BIG[:CHUNK_BYTES]))
+    assert await store.received(digest) == CHUNK_BYTES
+    assert await store.missing([(digest, len(BIG))]) == [digest]
+    with pytest.raises(ConnectionError):
+        await store.receive(digest, len(BIG), broken(BIG[CHUNK_BYTES : CHUNK_BYTES + 7]), offset=CHUNK_BYTES)
+    assert await store.received(digest) == CHUNK_BYTES + 7
+    # Less than what came may be claimed: the rest is sent again.
+    assert await store.receive(digest, len(BIG), stream(BIG[CHUNK_BYTES + 3 :]), offset=CHUNK_BYTES + 3)
+    assert b"".join([chunk async for chunk in store.read(digest)]) == BIG
+    assert (await store.received(digest), len(list_stored())) == (0, 1)
+
+
+async def test_a_beginning_that_is_not_the_file_s_is_dropped_with_the_rest(store, list_stored):
+    digest = digest_of(BIG)
+    with pytest.raises(ConnectionError):
+        await store.receive(digest, len(BIG), broken(b"!" * 100))
+    with pytest.raises(BlobMismatch, match="sha256"):
+        await store.receive(digest, len(BIG), stream(BIG[100:]), offset=100)
+    assert list_stored() == []
+
+
+async def test_more_than_what_came_cannot_be_claimed(store):
+    digest = digest_of(BIG)
+    with pytest.raises(ConnectionError):
+        await store.receive(digest, len(BIG), broken(BIG[:100]))
+    with pytest.raises(OffsetPastEnd, match="at most 100, found 101") as refused:
+        await store.receive(digest, len(BIG), stream(BIG[101:]), offset=101)
+    assert refused.value.metadata == {"received_bytes": "100"}
+    assert await store.received(digest) == 100
+
+
+async def test_what_a_running_stream_writes_is_nobody_else_s_to_go_on_with(store):
+    digest = digest_of(BIG)
+    go = asyncio.Event()
+
+    async def waiting() -> AsyncIterator[bytes]:
+        yield BIG[:CHUNK_BYTES]
+        await go.wait()
+        yield BIG[CHUNK_BYTES : 2 * CHUNK_BYTES]
+        yield BIG[2 * CHUNK_BYTES :]
+
+    first = asyncio.create_task(store.receive(digest, len(BIG), waiting()))
+    second = asyncio.create_task(store.receive(digest, len(BIG), stream(BIG)))
+    assert await second
+    assert await store.received(digest) == 0
+    with pytest.raises(OffsetPastEnd):
+        await store.receive(digest_of(BIG[:-1]), len(BIG) - 1, stream(b""), offset=1)
+    go.set()
+    assert await first  # both had all bytes, and the store has them once
+    assert b"".join([chunk async for chunk in store.read(digest)]) == BIG
+
+
+async def test_a_stream_that_breaks_before_its_first_byte_leaves_nothing(store, list_stored):
+    with pytest.raises(ConnectionError):
+        await store.receive(digest_of(BIG), len(BIG), broken(b""))
     assert list_stored() == []
 
 
@@ -106,7 +167,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(store, list_stored, monkey
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(blobs_module, "_sync", full)
+    monkeypatch.setattr(spool_module.Upload, "sync", full)
     with pytest.raises(StorageFull):
         await store.receive(digest_of(BIG), len(BIG), stream(BIG))
     assert list_stored() == []
@@ -170,7 +231,7 @@ def test_opening_removes_what_a_killed_process_left_long_ago(store, tmp_path):
     (tmp_path / "blobs" / "tmp" / "folder").mkdir()
     for path in (old, new):
         path.write_bytes(b"x")
-    long_ago = time.time() - 2 * blobs_module.LEFTOVER_AGE_S
+    long_ago = time.time() - 2 * spool_module.LEFTOVER_AGE_S
     os.utime(old, (long_ago, long_ago))
     os.utime(tmp_path / "blobs" / "tmp" / "folder", (long_ago, long_ago))
     store.open()

@@ -277,6 +277,9 @@ class FakeRegistry(rpcs.RegistryServiceServicer, watch_rpcs.WatchServiceServicer
     async def PromoteAdapterVersion(self, request: Any, context: Any) -> Any:
         return await self.next(request)(request)
 
+    async def FindMissingBlobs(self, request: Any, context: Any) -> Any:
+        return pb.FindMissingBlobsResponse(digests=[blob.digest for blob in request.blobs])
+
     async def UploadBlob(self, request_iterator: Any, context: Any) -> Any:
         return await self.next(None)(request_iterator)
 

@@ -91,10 +91,20 @@ class FindMissingBlobsRequest(_message.Message):
     def __init__(self, blobs: _Optional[_Iterable[_Union[BlobHeader, _Mapping]]] = ...) -> None: ...
 
 class FindMissingBlobsResponse(_message.Message):
-    __slots__ = ("digests",)
+    __slots__ = ("digests", "partial")
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     digests: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, digests: _Optional[_Iterable[str]] = ...) -> None: ...
+    partial: _containers.RepeatedCompositeFieldContainer[PartialBlob]
+    def __init__(self, digests: _Optional[_Iterable[str]] = ..., partial: _Optional[_Iterable[_Union[PartialBlob, _Mapping]]] = ...) -> None: ...
+
+class PartialBlob(_message.Message):
+    __slots__ = ("digest", "received_bytes")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    received_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., received_bytes: _Optional[int] = ...) -> None: ...
 
 class UploadBlobRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -105,12 +115,14 @@ class UploadBlobRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[BlobHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class BlobHeader(_message.Message):
-    __slots__ = ("digest", "size_bytes")
+    __slots__ = ("digest", "size_bytes", "offset_bytes")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     digest: str
     size_bytes: int
-    def __init__(self, digest: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    offset_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., offset_bytes: _Optional[int] = ...) -> None: ...
 
 class UploadBlobResponse(_message.Message):
     __slots__ = ("digest", "existed")

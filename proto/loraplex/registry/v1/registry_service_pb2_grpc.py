@@ -218,8 +218,11 @@ class RegistryServiceServicer:
 
     def UploadBlob(self, request_iterator, context):
         """UploadBlob stores one file, content-addressed; storing it again is harmless. The first message must be the
-        header. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in another order.
-        RESOURCE_EXHAUSTED: larger than the registry's limit, or no room.
+        header. What came over a stream that broke is kept for a day: FindMissingBlobs says how much, and another stream
+        may go on from there. The digest is that of all bytes, those that came before included; when it is another one,
+        everything is dropped. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in
+        another order. OUT_OF_RANGE: fewer than `offset_bytes` are here. RESOURCE_EXHAUSTED: larger than the registry's
+        limit, or no room.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,8 +56,11 @@ class RegistryServiceStub:
     """
     UploadBlob: _grpc.StreamUnaryMultiCallable[_registry_service_pb2.UploadBlobRequest, _registry_service_pb2.UploadBlobResponse]
     """UploadBlob stores one file, content-addressed; storing it again is harmless. The first message must be the
-    header. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in another order.
-    RESOURCE_EXHAUSTED: larger than the registry's limit, or no room.
+    header. What came over a stream that broke is kept for a day: FindMissingBlobs says how much, and another stream
+    may go on from there. The digest is that of all bytes, those that came before included; when it is another one,
+    everything is dropped. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in
+    another order. OUT_OF_RANGE: fewer than `offset_bytes` are here. RESOURCE_EXHAUSTED: larger than the registry's
+    limit, or no room.
     """
     ReadBlob: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.ReadBlobRequest, _registry_service_pb2.ReadBlobResponse]
     """ReadBlob streams one stored file from an offset. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
@@ -159,8 +162,11 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     UploadBlob: _aio.StreamUnaryMultiCallable[_registry_service_pb2.UploadBlobRequest, _registry_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
     """UploadBlob stores one file, content-addressed; storing it again is harmless. The first message must be the
-    header. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in another order.
-    RESOURCE_EXHAUSTED: larger than the registry's limit, or no room.
+    header. What came over a stream that broke is kept for a day: FindMissingBlobs says how much, and another stream
+    may go on from there. The digest is that of all bytes, those that came before included; when it is another one,
+    everything is dropped. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in
+    another order. OUT_OF_RANGE: fewer than `offset_bytes` are here. RESOURCE_EXHAUSTED: larger than the registry's
+    limit, or no room.
     """
     ReadBlob: _aio.UnaryStreamMultiCallable[_registry_service_pb2.ReadBlobRequest, _registry_service_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """ReadBlob streams one stored file from an offset. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
@@ -289,8 +295,11 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.UploadBlobResponse, _abc.Awaitable[_registry_service_pb2.UploadBlobResponse]]:
         """UploadBlob stores one file, content-addressed; storing it again is harmless. The first message must be the
-        header. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in another order.
-        RESOURCE_EXHAUSTED: larger than the registry's limit, or no room.
+        header. What came over a stream that broke is kept for a day: FindMissingBlobs says how much, and another stream
+        may go on from there. The digest is that of all bytes, those that came before included; when it is another one,
+        everything is dropped. INVALID_ARGUMENT: the bytes' digest or size is not the header's, or the messages come in
+        another order. OUT_OF_RANGE: fewer than `offset_bytes` are here. RESOURCE_EXHAUSTED: larger than the registry's
+        limit, or no room.
         """
 
     @_abc_1.abstractmethod
