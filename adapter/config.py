@@ -49,14 +49,12 @@ _NOT_SERVED = {
     "enable_lora": "merged linear layers",
     "kasa_config": "KaSA",
     "layer_replication": "layer replication",
-    "lora_bias": "a bias on lora_B",
     "megatron_config": "Megatron layers",
     "modules_to_save": "fully trained modules",
     "monteclora_config": "MonteCLoRA",
     "target_parameters": "LoRA on bare parameters",
     "trainable_token_indices": "trained tokens",
     "use_bdlora": "block-diagonal LoRA",
-    "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
 }
 
@@ -68,7 +66,7 @@ _SERVED_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _READ_HERE = frozenset(
     {
         "alpha_pattern", "bias", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform",
-        "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
+        "lora_alpha", "lora_bias", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
     }
 )  # fmt: skip
 
@@ -105,6 +103,8 @@ class PeftConfig:
     layers_patterns: tuple[str, ...]
     rank_pattern: tuple[tuple[Pattern, int], ...]
     alpha_pattern: tuple[tuple[Pattern, float], ...]
+    use_dora: bool
+    lora_bias: bool
 
     def rank_of(self, module: str) -> int:
         """The rank of one module; the first pattern that matches wins."""
@@ -124,8 +124,10 @@ class PeftConfig:
         found = {
             "all_linear": self.targets_all_linear,
             "alpha_pattern": bool(self.alpha_pattern),
+            "dora": self.use_dora,
             "exclude_modules": self.excluded is not None,
             "layers_to_transform": self.layers is not None,
+            "lora_bias": self.lora_bias,
             "rank_pattern": bool(self.rank_pattern),
             "rslora": self.use_rslora,
             "target_regex": self.targets.expression is not None,
@@ -179,6 +181,8 @@ class _Reader:
         layers_patterns = self.names("layers_pattern")
         if targets.expression is not None and layers is not None:
             self.expected("layers_to_transform", "nothing beside a regular expression in target_modules", "a value")
+        if self.values.get("use_dora") and self.values.get("lora_bias"):
+            self.expected("lora_bias", "no bias on lora_B beside DoRA, as in PEFT", "true")
         for pattern in layers_patterns:
             # PEFT takes an expression here, and nobody writes one; a plain name cannot take long to match.
             if not pattern.replace(".", "").replace("_", "").isalnum():
@@ -194,6 +198,8 @@ class _Reader:
             layers_patterns=layers_patterns,
             rank_pattern=tuple((key, self.rank(one, "rank_pattern")) for key, one in self.patterns("rank_pattern")),
             alpha_pattern=tuple((key, self.alpha(one, "alpha_pattern")) for key, one in self.patterns("alpha_pattern")),
+            use_dora=self.flag("use_dora"),
+            lora_bias=self.flag("lora_bias"),
         )
 
     def expected(self, key: str, what: str, found: str) -> None:

@@ -4,7 +4,8 @@ Knows the configuration, the header and the base model's shapes, and reads no da
 of the file is used, every tensor that the configuration asks for is there, and each has exactly the shape that the
 module gives it. The registry asks before it stores a version and the worker before it loads one.
 
-A module W [D_out, D_in] is targeted by lora_A [R, D_in] and lora_B [D_out, R]: W·x + scale·B·(A·x).
+A module W [D_out, D_in] is targeted by lora_A [R, D_in] and lora_B [D_out, R]: W·x + scale·B·(A·x). With lora_bias,
+lora_B adds scale·bias [D_out] too. With DoRA, a magnitude [D_out] replaces the norm of each row of W + scale·B·A.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ DTYPES = ("BF16", "F16", "F32")
 
 # What tensors of features that are not served are called, by a part of the key.
 _FEATURE_OF_KEY = {
-    "lora_magnitude_vector": "DoRA's magnitudes",
     "lora_embedding_": "LoRA on an embedding",
-    "lora_B.bias": "a bias on lora_B",
     "lora_diag": "KaSA's singular values",
     "lora_E": "AdaLoRA's singular values",
     "ranknum": "AdaLoRA's ranks",
@@ -39,7 +38,10 @@ _FEATURE_OF_KEY = {
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
-    """One targeted module: the keys of its A [rank, in_features] and B [out_features, rank], and its scale."""
+    """One targeted module: the keys of its A [rank, in_features] and B [out_features, rank], and its scale.
+
+    magnitude_key: of DoRA's magnitude [out_features]; bias_key: of the bias [out_features] on B; None without.
+    """
 
     name: str
     rank: int
@@ -48,6 +50,17 @@ class LoraModule:
     b_key: str
     in_features: int
     out_features: int
+    magnitude_key: str | None = None
+    bias_key: str | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the module with the shape that it must have."""
+        shapes: dict[str, tuple[int, ...]] = {
+            self.a_key: (self.rank, self.in_features),
+            self.b_key: (self.out_features, self.rank),
+        }
+        return shapes | {key: (self.out_features,) for key in (self.magnitude_key, self.bias_key) if key is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,14 @@ class AdapterPlan:
     def rank(self) -> int:
         """The largest rank of any module."""
         return max(module.rank for module in self.modules)
+
+    @property
+    def is_composable(self) -> bool:
+        """Whether it has a meaning at another weight than 1 and beside other adapters: that a row's outputs are sums.
+
+        DoRA's magnitude is the norm of all that a row applies, so there is none for a part or for a sum of it.
+        """
+        return all(module.magnitude_key is None for module in self.modules)
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -93,12 +114,14 @@ def plan(
             b_key=f"{KEY_PREFIX}{name}.lora_B.weight",
             in_features=in_features,
             out_features=out_features,
+            magnitude_key=f"{KEY_PREFIX}{name}.lora_magnitude_vector" if config.use_dora else None,
+            bias_key=f"{KEY_PREFIX}{name}.lora_B.bias" if config.lora_bias else None,
         )
         found.append(module)
         _check_module(module, header, reasons, max_rank=max_rank)
     if not wanted:
         reasons.append("target_modules: expected at least one module of the base model, found none that matches")
-    used = {key for module in found for key in (module.a_key, module.b_key)}
+    used = {key for module in found for key in module.shapes}
     reasons.extend(_why_unused(key, header.tensors[key], modules) for key in header.tensors if key not in used)
     if reasons:
         raise AdapterRefused(reasons)
@@ -111,11 +134,7 @@ def _check_module(module: LoraModule, header: Header, reasons: list[str], *, max
         reasons.append(f"module {module.name}: expected a rank of at most {max_rank}, found {module.rank}")
     if not math.isfinite(module.scale):
         reasons.append(f"module {module.name}: expected a finite scale, found {module.scale}")
-    expected_shapes = {
-        module.a_key: (module.rank, module.in_features),
-        module.b_key: (module.out_features, module.rank),
-    }
-    for key, shape in expected_shapes.items():
+    for key, shape in module.shapes.items():
         info = header.tensors.get(key)
         if info is None:
             reasons.append(f"tensor {key!r}: expected {list(shape)}, found no such tensor")

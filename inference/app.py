@@ -28,6 +28,7 @@ from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.errors import EngineFailed, InvalidRequest
 from inference.lora.bank import Bank
+from inference.lora.base import BaseWeights
 from inference.lora.loader import Adapters
 from inference.lora.slots import Slots
 from inference.metrics import Metrics
@@ -100,6 +101,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         Slots(bank.capacity_bytes),
         sites=model.sites,
         modules=described.modules,
+        base=BaseWeights(settings.model, model.dtype),
         wait_s=settings.load_wait_s,
     )
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -31,7 +31,7 @@ from inference.catalog import Catalog, Model, ModelState
 from inference.engine.engine import Engine
 from inference.engine.request import Finished, FinishReason, Request, SamplingParams, SlotUse, Token
 from inference.errors import Draining, InvalidRequest, NotImplementedYet, PromptTooLong
-from inference.lora.loader import Adapters, Lease
+from inference.lora.loader import Adapters, Lease, check_composition
 from inference.metrics import Metrics
 from inference.resolver import Version
 from inference.streams import Streams
@@ -389,6 +389,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         except BaseException:
             for lease in leases:
                 lease.release()
+            check_composition([(lease, one.weight) for lease, one in zip(leases, served, strict=True)])
             raise
         return served, leases
 

@@ -1,7 +1,7 @@
 """The memory of adapters: one flat arena, the tables that say where each slot's weights lie, and who owns each slot.
 
     arena    [elements] ............|A A A B B B|.........|A B|......     extents, given out by slots.Slots
-    tables   per site: a_start [N], ranks [N, P], b_start [N, P], scales [N, P]     views of four flat tensors
+    tables   per site: a_start [N], ranks, b_start, scales, kinds, vector starts [N, P]     views of flat tensors
     owners   [N] digest or None
 
 Knows no policy: it writes where it is told. A slot is written while nobody uses it and published afterwards, so the
@@ -25,7 +25,7 @@ from inference.lora.slots import MAX_SLOTS
 from inference.lora.weights import Layout
 from inference.models.sites import SiteShape
 from kernels.segments import Segments, group_entries
-from kernels.site import Site
+from kernels.site import Affine, Site
 
 
 class Bank:
@@ -53,13 +53,17 @@ class Bank:
         self._ranks = _zeros(num_parts * max_slots, np.int32, device)
         self._b_start = _zeros(num_parts * max_slots, np.int64, device)
         self._scales = _zeros(num_parts * max_slots, np.float32, device)
+        self._kinds = _zeros(num_parts * max_slots, np.int32, device)
+        self._vector_start = _zeros(num_parts * max_slots, np.int64, device)
         self._rank_sums = np.zeros((max_slots, len(sites)), np.int32)  # of a slot's parts at a site
+        self._has_vectors = np.zeros((max_slots, len(sites)), np.bool_)
         # A slot's entry in the flat tables, less what depends on the slot: see _places.
         self._site_places = np.arange(len(sites)) * max_slots
         self._part_widths = np.repeat(parts, parts)
         within = np.arange(num_parts) - np.repeat(self._first_part[:-1], parts)
         self._part_places = np.repeat(self._first_part[:-1], parts) * max_slots + within
         self._sites = tuple(self._view(site, index) for index, site in enumerate(sites))
+        self._affines = tuple(self._view_affine(site, index) for index, site in enumerate(sites))
 
     @property
     def capacity_bytes(self) -> int:
@@ -80,7 +84,12 @@ class Bank:
         self._ranks[by_part] = torch.from_numpy(layout.ranks)
         self._b_start[by_part] = torch.from_numpy(layout.b_start + begin)
         self._scales[by_part] = torch.from_numpy(layout.scales)
+        self._kinds[by_part] = torch.from_numpy(layout.kinds)
+        # From elements to float32 numbers: see kernels.Affine.
+        vector_start = (layout.vector_start + begin) * self.dtype.itemsize // 4
+        self._vector_start[by_part] = torch.from_numpy(vector_start)
         self._rank_sums[slot] = np.add.reduceat(layout.ranks, self._first_part[:-1])
+        self._has_vectors[slot] = np.add.reduceat(layout.kinds, self._first_part[:-1]) > 0
 
     def publish(self, slot: int, digest: str) -> None:
         """From here on the slot may be used, by requests for this digest."""
@@ -113,7 +122,8 @@ class Bank:
         )
         assert segments is not None
         max_ranks: list[int] = self._rank_sums[slots].max(axis=0).tolist()
-        return LoraStep(self._arena, self._sites, segments, max_ranks)
+        has_vectors: list[bool] = self._has_vectors[slots].any(axis=0).tolist()
+        return LoraStep(self._arena, self._sites, self._affines, segments, max_ranks, has_vectors)
 
     def _view(self, shape: SiteShape, index: int) -> Site:
         """One site's tables, as parts of the flat ones."""
@@ -129,18 +139,27 @@ class Bank:
             scales=self._scales[by_part].view(n, parts),
         )
 
+    def _view_affine(self, shape: SiteShape, index: int) -> Affine:
+        n, parts = self._num_slots, len(shape.parts)
+        first = int(self._first_part[index]) * n
+        by_part = slice(first, first + n * parts)
+        return Affine(shape.columns, self._kinds[by_part].view(n, parts), self._vector_start[by_part].view(n, parts))
+
 
 @dataclass(frozen=True, slots=True)
 class LoraStep:
     """The adapters of one step's rows; the LoraBatch that models ask at each site.
 
     max_ranks: for each site the largest sum of ranks among the slots of the step, 0 where none of them acts.
+    has_vectors: for each site whether any of them has gains or shifts there.
     """
 
     arena: Tensor
     sites: tuple[Site, ...]
+    affines: tuple[Affine, ...]
     segments: Segments
     max_ranks: list[int]
+    has_vectors: list[bool]
 
     def add(self, site_index: int, x: Tensor, y: Tensor) -> None:
         """y [T, D_out] += each row's adapters applied to x [T, D_in]. Mutates: y."""
@@ -149,6 +168,8 @@ class LoraStep:
             site = self.sites[site_index]
             s = kernels.shrink(x, self.arena, site, self.segments, max_rank=max_rank)
             kernels.expand(s, self.arena, site, self.segments, y)
+        if self.has_vectors[site_index]:
+            kernels.rescale(y, self.arena, self.affines[site_index], self.segments)
 
 
 def _zeros(size: int, dtype: type[np.generic], device: torch.device | str) -> Tensor:

@@ -26,8 +26,16 @@ from adapter.header import read_header
 from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest, manifest_of_adapter
 from adapter.plan import MAX_RANK, plan
 from adapter.values import describe_non_finite, non_finite_tensors
-from inference.errors import AdapterLoadFailed, AdapterMemoryFull, AdapterNotFound, Draining, InferenceError
+from inference.errors import (
+    AdapterLoadFailed,
+    AdapterMemoryFull,
+    AdapterNotFound,
+    Draining,
+    InferenceError,
+    InvalidRequest,
+)
 from inference.lora.bank import Bank
+from inference.lora.base import BaseWeights
 from inference.lora.slots import Slot, Slots
 from inference.lora.weights import Layout, lay_out, read_slab
 from inference.models.sites import SiteShape
@@ -64,11 +72,13 @@ class LoadedAdapter:
 class Lease:
     """The right to use a slot, until it is released. Releasing twice is harmless."""
 
-    def __init__(self, adapters: Adapters, slot: Slot, rank: int) -> None:
+    def __init__(self, adapters: Adapters, slot: Slot, traits: _Traits) -> None:
         self.slot = slot.index
         self.digest = slot.digest
         self.size_bytes = slot.extent.num_bytes
-        self.rank = rank
+        self.rank = traits.rank
+        self.is_composable = traits.is_composable
+        """Whether it may be used at another weight than 1 and beside other adapters."""
         self._adapters = adapters
         self._entry: Slot | None = slot
 
@@ -89,19 +99,28 @@ class _Load:
 
 
 @dataclass(frozen=True, slots=True)
+class _Traits:
+    """What is remembered of a loaded adapter's plan."""
+
+    rank: int
+    is_composable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Weights:
     """An adapter read and checked, on its way to the arena."""
 
     slab: Tensor
     layout: Layout
-    rank: int
+    traits: _Traits
 
 
 class Adapters:
     """Every adapter in memory. Used from one event loop; `close` ends the loads and joins the loader threads.
 
     `modules` are the base model's linear layers by name with (out_features, in_features): what an adapter is checked
-    against. `wait_s` is how long a load waits for memory when everything loaded is in use.
+    against. `base` gives their weights, which DoRA's column norms need. `wait_s` is how long a load waits for memory
+    when everything loaded is in use.
     """
 
     def __init__(
@@ -111,6 +130,7 @@ class Adapters:
         *,
         sites: Sequence[SiteShape],
         modules: Mapping[str, tuple[int, int]],
+        base: BaseWeights,
         wait_s: float = 30.0,
         max_rank: int = MAX_RANK,
     ) -> None:
@@ -118,9 +138,10 @@ class Adapters:
         self._slots = slots
         self._sites = sites
         self._modules = modules
+        self._base = base
         self._wait_s = wait_s
         self._max_rank = max_rank
-        self._ranks: dict[str, int] = {}
+        self._traits: dict[str, _Traits] = {}
         self._loads: dict[str, _Load] = {}
         self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
         self._slabs = asyncio.Semaphore(LOADER_THREADS)  # bounds the memory of adapters read and not placed yet
@@ -187,7 +208,7 @@ class Adapters:
                 digest=slot.digest,
                 slot=slot.index,
                 size_bytes=slot.extent.num_bytes,
-                rank=self._ranks[slot.digest],
+                rank=self._traits[slot.digest].rank,
                 leases=slot.leases,
                 is_pinned=slot.is_pinned,
                 is_retired=slot.is_retired,
@@ -224,13 +245,13 @@ class Adapters:
         owners = {slot.index: slot.digest for slot in self._slots if slot.is_loaded}
         found = {index: digest for index, digest in enumerate(self._bank.owners) if digest is not None}
         assert owners == found, f"expected the owners {owners}, found {found}"
-        assert self._ranks.keys() == set(owners.values()), "a rank is kept for an adapter that is not loaded"
+        assert self._traits.keys() == set(owners.values()), "traits are kept of an adapter that is not loaded"
 
     async def _load(self, files: AdapterFiles, load: _Load) -> None:
         """Runs as a task: gives a lease or an error to everybody who waits."""
         digest = files.digest
         try:
-            slot, rank = await self._place(files, load)
+            slot, traits = await self._place(files, load)
         except InferenceError as error:
             log.warning("%s was not loaded: %s", digest, error)
             self._end(load, digest, error)
@@ -243,15 +264,15 @@ class Adapters:
         else:
             self._bank.publish(slot.index, digest)
             self._slots.publish(slot)
-            self._ranks[digest] = rank
+            self._traits[digest] = traits
             del self._loads[digest]
             for waiter in load.waiters:
                 if not waiter.done():
                     waiter.set_result(self._lease(slot))
             self._release(slot)  # the load's own lease
 
-    async def _place(self, files: AdapterFiles, load: _Load) -> tuple[Slot, int]:
-        """Reads an adapter and writes it to the arena. Returns its slot, which the load leases, and its rank."""
+    async def _place(self, files: AdapterFiles, load: _Load) -> tuple[Slot, _Traits]:
+        """Reads an adapter and writes it to the arena. Returns its slot, which the load leases, and its traits."""
         loop = asyncio.get_running_loop()
         async with self._slabs:
             weights = await loop.run_in_executor(self._threads, self._read, files)
@@ -264,7 +285,7 @@ class Adapters:
             except BaseException:
                 self._slots.abandon(slot)
                 raise
-            return slot, weights.rank
+            return slot, weights.traits
 
     def _read(self, files: AdapterFiles) -> _Weights:
         """On a loader thread: verifies the files and reads the weights. Raises AdapterLoadFailed, AdapterTooLarge."""
@@ -275,11 +296,12 @@ class Adapters:
             _check_manifest(files.manifest, found)
             header = read_header(weights)
             planned = plan(read_config(files.folder / CONFIG_FILE), header, self._modules, max_rank=self._max_rank)
-            layout = lay_out(planned, self._sites)
+            layout = lay_out(planned, self._sites, self._bank.dtype)
             self._slots.check_fits(layout.num_elements * self._bank.dtype.itemsize)
             if names := non_finite_tensors(weights, header):
                 raise AdapterRefused(describe_non_finite(names))
-            return _Weights(read_slab(weights, header, layout, self._bank.dtype), layout, planned.rank)
+            slab = read_slab(weights, header, layout, self._bank.dtype, base=self._base)
+            return _Weights(slab, layout, _Traits(planned.rank, planned.is_composable))
         except AdapterRefused as refused:
             raise AdapterLoadFailed(str(refused), reasons=refused.reasons) from refused
 
@@ -317,7 +339,7 @@ class Adapters:
 
     def _lease(self, slot: Slot) -> Lease:
         self._slots.lease(slot)
-        return Lease(self, slot, self._ranks[slot.digest])
+        return Lease(self, slot, self._traits[slot.digest])
 
     def _release(self, slot: Slot) -> None:
         self._after(slot, was_freed=self._slots.release(slot))
@@ -330,13 +352,25 @@ class Adapters:
 
     def _forget(self, slot: Slot) -> None:
         self._bank.disown(slot.index)
-        del self._ranks[slot.digest]
+        del self._traits[slot.digest]
 
     def _find_loaded(self, digest: str) -> Slot:
         slot = self._slots.find(digest)
         if slot is None or not slot.is_loaded:
             raise AdapterNotFound(f"{digest} is not in memory")
         return slot
+
+
+def check_composition(uses: Sequence[tuple[Lease, float]]) -> None:
+    """Raises InvalidRequest unless these adapters at these weights have one meaning together."""
+    for lease, weight in uses:
+        if not lease.is_composable and (len(uses) > 1 or weight != 1.0):
+            found = f"{len(uses)} adapters" if len(uses) > 1 else f"the weight {weight:g}"
+            raise InvalidRequest(
+                f"adapters: expected {lease.digest} alone and at the weight 1, because it scales or replaces what the "
+                f"base model computes (DoRA, fully trained modules); found {found}",
+                field="adapters",
+            )
 
 
 def _check_manifest(expected: Manifest, found: Manifest) -> None:

@@ -1,10 +1,11 @@
 """An adapter's file as the arena wants it: one contiguous slab in the model's dtype, and where everything lies in it.
 
-    site 0: A of its parts, one after the other | B of part 0, transposed | B of part 1, transposed | …  site 1: …
+    site 0: A of its parts, one after the other | B of part 0, transposed | its vectors | B of part 1, transposed | …
+    site 1: …
 
-Rank rows only, at their true rank: a part that the adapter leaves alone takes nothing. Knows the file and the model's
-sites; does not know slots or the arena. Everything here is numpy on the caller's thread, because torch would start a
-second team of threads beside the engine's, and both would be slower for it.
+Rank rows only, at their true rank: a part that the adapter leaves alone takes nothing. Vectors, float32 whatever the
+model's dtype, are those of the part's `kernels.Vectors`: a gain for DoRA, a shift for a bias. Knows the file and the
+model's sites; does not know slots or the arena.
 """
 
 from __future__ import annotations
@@ -20,28 +21,34 @@ import torch
 from numpy.typing import NDArray
 
 from adapter.errors import AdapterRefused
-from adapter.header import Header, TensorInfo
+from adapter.header import Header
 from adapter.plan import AdapterPlan, LoraModule
-from inference.models.sites import SiteShape
+from inference.lora.base import BaseWeights
+from inference.lora.dora import gains
+from inference.lora.tensors import BFLOAT16, Array, read_tensor, widen
+from inference.models.sites import SitePart, SiteShape
+from kernels import Vectors
 
 ALIGNMENT = 8  # elements; the kernels read 16 bytes of bfloat16 at once
-Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one module's rank rows begin in the slab, in elements."""
+    """Where one module's rank rows and vectors begin in the slab, in elements."""
 
     module: LoraModule
     a_start: int
     b_start: int
+    vectors: Vectors
+    vector_start: int
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where an adapter's weights lie in its slab, in elements from its beginning; tables as kernels.Site has them.
 
-    a_start: int64, one for each site. ranks: int32, b_start: int64, scales: float32, one for each part of each site.
+    a_start: int64, one for each site. ranks: int32, b_start: int64, scales: float32, kinds: int32, vector_start: int64,
+    one for each part of each site.
     """
 
     num_elements: int
@@ -49,90 +56,96 @@ class Layout:
     ranks: NDArray[np.int32]
     b_start: NDArray[np.int64]
     scales: NDArray[np.float32]
+    kinds: NDArray[np.int32]
+    vector_start: NDArray[np.int64]
     places: tuple[Place, ...]
 
 
-def lay_out(plan: AdapterPlan, sites: Sequence[SiteShape]) -> Layout:
-    """Gives every module of the plan its place. Raises AdapterRefused for modules that no site has."""
+def lay_out(plan: AdapterPlan, sites: Sequence[SiteShape], dtype: torch.dtype) -> Layout:
+    """Gives every module of the plan its place in a slab of `dtype`. Raises AdapterRefused for modules that no site
+    has."""
     modules = {module.name: module for module in plan.modules}
     num_parts = sum(len(site.parts) for site in sites)
     a_start = np.zeros(len(sites), np.int64)
     ranks, b_start = np.zeros(num_parts, np.int32), np.zeros(num_parts, np.int64)
-    scales = np.zeros(num_parts, np.float32)
+    scales, kinds = np.zeros(num_parts, np.float32), np.zeros(num_parts, np.int32)
+    vector_start = np.zeros(num_parts, np.int64)
     places: list[Place] = []
     end = part = 0
     for index, site in enumerate(sites):
-        found = [(part + p, modules.pop(one.module)) for p, one in enumerate(site.parts) if one.module in modules]
+        found = [(part + p, one, modules.pop(one.module)) for p, one in enumerate(site.parts) if one.module in modules]
         part += len(site.parts)
         a_start[index], a = end, end
-        end = _aligned(end + sum(module.rank for _, module in found) * site.in_features)
-        for p, module in found:
+        end = _aligned(end + sum(module.rank for _, _, module in found) * site.in_features)
+        for p, one, module in found:
             ranks[p], b_start[p], scales[p] = module.rank, end, module.scale
-            places.append(Place(module, a_start=a, b_start=end))
+            b, end = end, _aligned(end + module.rank * module.out_features)
+            vectors = _vectors(module, one)
+            kinds[p], vector_start[p] = vectors, end
+            places.append(Place(module, a_start=a, b_start=b, vectors=vectors, vector_start=end))
             a += module.rank * module.in_features
-            end = _aligned(end + module.rank * module.out_features)
+            end = _aligned(end + vectors.bit_count() * module.out_features * 4 // dtype.itemsize)
     if modules:
         raise AdapterRefused([f"module {name}: adapters do not act there in this release" for name in modules])
-    return Layout(end, a_start, ranks, b_start, scales, tuple(places))
+    return Layout(end, a_start, ranks, b_start, scales, kinds, vector_start, tuple(places))
 
 
-def read_slab(path: str | os.PathLike[str], header: Header, layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+def read_slab(
+    path: str | os.PathLike[str], header: Header, layout: Layout, dtype: torch.dtype, *, base: BaseWeights
+) -> torch.Tensor:
     """Reads the weights into a new slab [num_elements] of `dtype`, bfloat16 or float32; gaps are zero.
 
-    Raises AdapterRefused when the file ends early or a number is too large for `dtype`.
+    Raises AdapterRefused when a file ends early or a number is too large for `dtype`.
     """
     assert dtype in (torch.bfloat16, torch.float32), f"expected a dtype that models run in, found {dtype}"
-    slab: Array = np.zeros(layout.num_elements, np.int16 if dtype is torch.bfloat16 else np.float32)
+    slab: Array = np.zeros(layout.num_elements, BFLOAT16 if dtype is torch.bfloat16 else np.float32)
     path = Path(path)
     try:
         with path.open("rb", buffering=0) as file:
             for place in layout.places:
-                _read_module(file, header, place, slab)
+                _read_module(file, header, place, slab, base=base)
     except (OSError, EOFError) as error:
         raise AdapterRefused([f"{path.name}: cannot be read: {error}"]) from error
     return torch.from_numpy(slab).view(dtype)
 
 
-def _read_module(file: BinaryIO, header: Header, place: Place, slab: Array) -> None:
+def _vectors(module: LoraModule, part: SitePart) -> Vectors:
+    """The vectors of a targeted part. A gain must not scale the base model's own bias, so a shift puts it right."""
+    if module.magnitude_key is not None:
+        return Vectors.GAIN | Vectors.SHIFT if part.has_bias else Vectors.GAIN
+    return Vectors.SHIFT if module.bias_key is not None else Vectors(0)
+
+
+def _read_module(file: BinaryIO, header: Header, place: Place, slab: Array, *, base: BaseWeights) -> None:
     module = place.module
-    a = _read(file, header, module.a_key, slab.dtype)
+    a = read_tensor(file, header, module.a_key, slab.dtype)
     slab[place.a_start : place.a_start + a.size] = a
-    b = _read(file, header, module.b_key, slab.dtype)
+    b = read_tensor(file, header, module.b_key, slab.dtype)
     rank_rows = slab[place.b_start : place.b_start + b.size].reshape(module.rank, module.out_features)
     rank_rows[:] = b.reshape(module.out_features, module.rank).T
+    if place.vectors:
+        size = place.vectors.bit_count() * module.out_features * 4 // slab.itemsize
+        vectors = slab[place.vector_start : place.vector_start + size].view(np.float32)
+        vectors.reshape(-1, module.out_features)[:] = _read_vectors(file, header, module, a, rank_rows, base=base)
 
 
-def _read(file: BinaryIO, header: Header, key: str, dtype: np.dtype[np.generic]) -> Array:
-    """A tensor's numbers as float32 or, where `dtype` is int16, as the bits of bfloat16."""
-    info = header.tensors[key]
-    raw = np.empty(info.num_bytes, np.uint8)
-    file.seek(header.data_start + info.begin)
-    done = 0
-    while done < raw.size:
-        count = os.readv(file.fileno(), [raw.data[done:]])
-        if count == 0:
-            raise EOFError(f"expected {raw.size - done} more bytes of {key!r}, found the end of the file")
-        done += count
-    if dtype == np.int16:
-        return _to_bfloat16(raw, info, key)
-    return _to_float32(raw, info)
-
-
-def _to_float32(raw: NDArray[np.uint8], info: TensorInfo) -> NDArray[np.float32]:
-    if info.dtype == "BF16":
-        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.view(np.float16).astype(np.float32) if info.dtype == "F16" else raw.view(np.float32)
-
-
-def _to_bfloat16(raw: NDArray[np.uint8], info: TensorInfo, key: str) -> NDArray[np.int16]:
-    """The nearest bfloat16 of each number, the even one of two, as bits."""
-    if info.dtype == "BF16":
-        return raw.view(np.int16)
-    wide = _to_float32(raw, info).view(np.uint32)
-    bits = ((wide + np.uint32(0x7FFF) + ((wide >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
-    if ((bits & 0x7F80) == 0x7F80).any():  # every bit of the exponent: infinity
-        raise AdapterRefused([f"tensor {key!r}: expected numbers that bfloat16 can hold, found a larger one"])
-    return bits.view(np.int16)
+def _read_vectors(
+    file: BinaryIO, header: Header, module: LoraModule, a: Array, b: Array, *, base: BaseWeights
+) -> list[NDArray[np.float32]]:
+    """The vectors of one module, in the order of `kernels.Vectors`."""
+    float32 = np.dtype(np.float32)
+    if module.bias_key is not None:
+        return [np.float32(module.scale) * widen(read_tensor(file, header, module.bias_key, float32))]
+    assert module.magnitude_key is not None, "expected a module with vectors"
+    gain = gains(
+        base.blocks(module.name),
+        widen(a).reshape(module.rank, module.in_features),
+        widen(b),
+        scale=module.scale,
+        magnitude=widen(read_tensor(file, header, module.magnitude_key, float32)),
+        module=module.name,
+    )
+    return [gain, (1 - gain) * base.bias(module.name)] if base.has_bias(module.name) else [gain]
 
 
 def _aligned(position: int) -> int:

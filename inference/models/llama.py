@@ -143,16 +143,18 @@ def sites(config: ModelConfig) -> tuple[SiteShape, ...]:
         name = f"model.layers.{layer}"
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         qkv = (
-            SitePart(f"{attention}.q_proj", q_width),
-            SitePart(f"{attention}.k_proj", kv_width),
-            SitePart(f"{attention}.v_proj", kv_width),
+            SitePart(f"{attention}.q_proj", q_width, has_bias=config.qkv_bias),
+            SitePart(f"{attention}.k_proj", kv_width, has_bias=config.qkv_bias),
+            SitePart(f"{attention}.v_proj", kv_width, has_bias=config.qkv_bias),
         )
-        gate_up = (SitePart(f"{mlp}.gate_proj", inner), SitePart(f"{mlp}.up_proj", inner))
+        o = SitePart(f"{attention}.o_proj", hidden, has_bias=config.o_bias)
+        gate_up = tuple(SitePart(f"{mlp}.{name}_proj", inner, has_bias=config.mlp_bias) for name in ("gate", "up"))
+        down = SitePart(f"{mlp}.down_proj", hidden, has_bias=config.mlp_bias)
         found += [
             SiteShape(f"{attention}.qkv", hidden, qkv),
-            SiteShape(f"{attention}.o", q_width, (SitePart(f"{attention}.o_proj", hidden),)),
+            SiteShape(f"{attention}.o", q_width, (o,)),
             SiteShape(f"{mlp}.gate_up", hidden, gate_up),
-            SiteShape(f"{mlp}.down", inner, (SitePart(f"{mlp}.down_proj", hidden),)),
+            SiteShape(f"{mlp}.down", inner, (down,)),
         ]
     return tuple(found)
 
@@ -163,8 +165,9 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dt
     def tensor(name: str) -> Tensor:
         return checkpoint.take(name, dtype).to(device)
 
-    def linear(shape: SiteShape, index: int, *, has_bias: bool) -> LoraLinear:
-        modules = [part.module for part in shape.parts]
+    def linear(index: int) -> LoraLinear:
+        shape = shapes[index]
+        modules, has_bias = [part.module for part in shape.parts], shape.parts[0].has_bias
         weight = checkpoint.take_fused([f"{module}.weight" for module in modules], dtype).to(device)
         bias = checkpoint.take_fused([f"{module}.bias" for module in modules], dtype).to(device) if has_bias else None
         return LoraLinear(PackedLinear(weight, bias), site_index=index, shape=shape)
@@ -177,13 +180,13 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dt
         layers.append(
             Layer(
                 input_norm=tensor(f"{name}.input_layernorm.weight"),
-                qkv=linear(shapes[qkv], qkv, has_bias=config.qkv_bias),
+                qkv=linear(qkv),
                 q_norm=tensor(f"{name}.self_attn.q_norm.weight") if config.qk_norm else None,
                 k_norm=tensor(f"{name}.self_attn.k_norm.weight") if config.qk_norm else None,
-                o=linear(shapes[o], o, has_bias=config.o_bias),
+                o=linear(o),
                 post_attention_norm=tensor(f"{name}.post_attention_layernorm.weight"),
-                gate_up=linear(shapes[gate_up], gate_up, has_bias=config.mlp_bias),
-                down=linear(shapes[down], down, has_bias=config.mlp_bias),
+                gate_up=linear(gate_up),
+                down=linear(down),
                 window=window,
             )
         )

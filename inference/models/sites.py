@@ -12,6 +12,7 @@ class SitePart:
 
     module: str
     width: int
+    has_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)

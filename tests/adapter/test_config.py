@@ -61,8 +61,6 @@ def test_an_unknown_setting_that_says_something_is_refused_by_name(value: object
 @pytest.mark.parametrize(
     ("key", "value", "feature"),
     [
-        ("use_dora", True, "DoRA"),
-        ("lora_bias", True, "a bias on lora_B"),
         ("modules_to_save", ["lm_head"], "fully trained modules"),
         ("trainable_token_indices", [0, 1], "trained tokens"),
         ("trainable_token_indices", {"embed_tokens": [3]}, "trained tokens"),
@@ -113,7 +111,7 @@ def test_an_initialisation_that_keeps_the_base_model_is_served(init: object) -> 
         ("layers_pattern", "(h|layers)"), ("layers_pattern", [1]),
         ("rank_pattern", {"q_proj": 0}), ("rank_pattern", {"(": 4}), ("rank_pattern", ["q_proj"]),
         ("alpha_pattern", {"q_proj": "x"}), ("alpha_pattern", {f"{i}": 1 for i in range(5000)}),
-        ("use_rslora", 1), ("use_rslora", "true"),
+        ("use_rslora", 1), ("use_rslora", "true"), ("use_dora", 1), ("lora_bias", "all"),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused(key: str, value: object) -> None:
@@ -121,8 +119,8 @@ def test_a_value_of_the_wrong_kind_is_refused(key: str, value: object) -> None:
 
 
 def test_every_reason_is_listed() -> None:
-    text = refusal(use_dora=True, r=0, bias="all")
-    assert all(key in text for key in ("use_dora", "r:", "bias"))
+    text = refusal(use_qalora=True, r=0, bias="all")
+    assert all(key in text for key in ("use_qalora", "r:", "bias"))
 
 
 def test_layers_go_with_names_and_not_with_an_expression() -> None:
@@ -131,6 +129,12 @@ def test_layers_go_with_names_and_not_with_an_expression() -> None:
     assert "layers_to_transform: expected nothing beside a regular expression" in refusal(
         target_modules=".*q_proj", layers_to_transform=[0]
     )
+
+
+def test_dora_and_biases_are_served_but_not_together_as_in_peft() -> None:
+    assert parse(use_dora=True).features == ("dora",)
+    assert parse(lora_bias=True).features == ("lora_bias",)
+    assert "lora_bias: expected no bias on lora_B beside DoRA" in refusal(use_dora=True, lora_bias=True)
 
 
 def test_scales_follow_ranks_patterns_and_rslora() -> None:

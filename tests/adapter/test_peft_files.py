@@ -73,6 +73,8 @@ def plan_of(folder: Path, modules: dict[str, tuple[int, int]]) -> AdapterPlan:
         {"target_modules": ["q_proj"], "init_lora_weights": "gaussian", "bias": "none", "fan_in_fan_out": False},
         {"target_modules": ["q_proj"], "init_lora_weights": "mica", "r": 2},
         {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+        {"target_modules": "all-linear", "use_dora": True},
+        {"target_modules": ["q_proj"], "lora_bias": True},
     ],
 )
 def test_the_plan_is_what_peft_applies(
@@ -92,8 +94,6 @@ def test_the_plan_is_what_peft_applies(
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"target_modules": ["q_proj"], "use_dora": True}, "DoRA"),
-        ({"target_modules": ["q_proj"], "lora_bias": True}, "a bias on lora_B"),
         ({"target_modules": ["q_proj"], "bias": "lora_only"}, "trained biases"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "fully trained modules"),
         ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}, "trained tokens"),

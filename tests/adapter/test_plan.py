@@ -123,8 +123,8 @@ def test_a_scale_that_is_no_number_is_refused(plan_of: PlanOf, tensors: Tensors)
 @pytest.mark.parametrize(
     ("key", "feature"),
     [
-        (f"base_model.model.{Q0}.lora_magnitude_vector", "DoRA"),
-        (f"base_model.model.{Q0}.lora_B.bias", "a bias on lora_B"),
+        (f"base_model.model.{Q0}.lora_magnitude_vector", "the configuration does not ask for it"),
+        (f"base_model.model.{Q0}.lora_B.bias", "the configuration does not ask for it"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "LoRA on an embedding"),
         ("base_model.model.lm_head.base_layer.weight", "a copy of the base model's weights"),
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trained tokens"),
@@ -137,6 +137,24 @@ def test_a_tensor_of_a_feature_that_is_not_served_is_refused_by_name(
 ) -> None:
     tensors[key] = ("F32", [1], bytes(4))
     assert feature in refusal(plan_of, tensors)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"), [({"use_dora": True}, "lora_magnitude_vector"), ({"lora_bias": True}, "lora_B.bias")]
+)
+def test_a_vector_of_every_module_is_planned_or_missed(
+    plan_of: PlanOf, tensors: Tensors, config: dict[str, bool], key: str
+) -> None:
+    keys = [f"base_model.model.{name}.{key}" for name in (Q0, Q1)]
+    tensors |= {key: ("F32", [8], bytes(32)) for key in keys}
+    found = plan_of(tensors, **config)
+    assert [module.magnitude_key or module.bias_key for module in found.modules] == keys
+    assert found.is_composable == (key != "lora_magnitude_vector")
+    tensors[keys[0]] = ("F32", [7], bytes(28))
+    del tensors[keys[1]]
+    text = refusal(plan_of, tensors, **config)
+    assert f"{keys[0]!r}: expected [8], found [7]" in text
+    assert f"{keys[1]!r}: expected [8], found no such tensor" in text
 
 
 def test_lora_on_the_head_or_the_embedding_is_refused(

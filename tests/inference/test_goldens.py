@@ -24,6 +24,7 @@ from inference.engine.request import Event, Finished, Request, SamplingParams, S
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.lora.bank import Bank
+from inference.lora.base import BaseWeights
 from inference.lora.loader import AdapterFiles, Adapters, Lease
 from inference.lora.slots import Slots
 from inference.models.llama import Llama
@@ -59,6 +60,7 @@ class Golden:
             Slots(ADAPTER_BYTES),
             sites=model.sites,
             modules=describe_base_model(base_model_dir).modules,
+            base=BaseWeights(base_model_dir, model.dtype),
         )
         self.engine = Engine(Runner(model, kv_cache, self.bank), scheduler, self._on_events)
         self.leases: dict[str, Lease] = {}

@@ -98,7 +98,7 @@ async def test_a_dry_run_checks_everything_and_stores_nothing(registry_server, c
     before = await registry_server.state()
     answer = await client.register(new_adapter(1), adapter="sql", base_model=base_model, validate_only=True)
     assert (answer.created, answer.revision, answer.version.number, answer.version.rank) == (True, 1, 0, 2)
-    bad = new_adapter(2, change_config={"use_dora": True})
+    bad = new_adapter(2, change_config={"use_qalora": True})
     with pytest.raises(AdapterRefused):
         await client.register(bad, adapter="sql", base_model=base_model, validate_only=True)
     assert await registry_server.state() == before
@@ -135,7 +135,7 @@ async def test_an_unfit_artifact_is_refused_with_every_reason_and_nothing_is_sto
             ({"change_tensors": poison}, ["lora_A", "lora_B", "NaN"]),
             ({"rank": 513}, ["512", "513"]),
             ({"change_config": {"target_modules": ["nothing"]}}, ["target_modules", "v_proj"]),
-            ({"change_config": {"use_dora": True, "lora_bias": True}}, ["DoRA", "bias"]),
+            ({"change_config": {"use_qalora": True, "bias": "all"}}, ["QA-LoRA", "bias"]),
             ({"change_config": {"peft_type": "IA3"}}, ["IA3"]),
         )
     ):

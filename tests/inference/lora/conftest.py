@@ -21,6 +21,7 @@ from inference.engine.request import Event, Failed, Finished, Request, SamplingP
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.lora.bank import Bank
+from inference.lora.base import BaseWeights
 from inference.lora.loader import AdapterFiles, Adapters
 from inference.lora.slots import Slots
 from inference.models.llama import Llama
@@ -31,6 +32,7 @@ SUFFIXES |= {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_pro
 # Odd widths, so that nothing is aligned by itself; only "down" has an input of its own.
 WIDTHS = {"q": (12, 12), "k": (6, 12), "v": (6, 12), "o": (12, 12), "gate": (20, 12), "up": (20, 12), "down": (12, 20)}
 PARTS = {"qkv": "qkv", "o": ["o"], "gate_up": ["gate", "up"], "down": ["down"]}
+NO_FOLDER = Path("no-folder")  # of a base model whose weights no adapter of the test asks for
 
 
 def module_name(layer: int, short: str) -> str:
@@ -141,7 +143,12 @@ class Worker:
         self.bank = Bank(model.sites, capacity_bytes=adapter_bytes, dtype=model.dtype)
         self.bank._arena.fill_(torch.nan)
         self.adapters = Adapters(
-            self.bank, Slots(adapter_bytes), sites=model.sites, modules=self.modules, wait_s=wait_s
+            self.bank,
+            Slots(adapter_bytes),
+            sites=model.sites,
+            modules=self.modules,
+            base=BaseWeights(NO_FOLDER, model.dtype),
+            wait_s=wait_s,
         )
         self.engine = Engine(Runner(model, kv_cache, self.bank), self.scheduler, self._on_events)
         self._loop = asyncio.get_running_loop()

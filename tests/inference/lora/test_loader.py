@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from inference.errors import (
     Draining,
 )
 from inference.lora.bank import Bank
+from inference.lora.base import BaseWeights
 from inference.lora.loader import AdapterFiles, Adapters
 from inference.lora.slots import Slots
 
@@ -34,7 +36,8 @@ class Room(Adapters):
         self.is_reading = asyncio.Event()
         self.is_reserving = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        super().__init__(self.bank, Slots(capacity_bytes), sites=sites, modules=modules, wait_s=wait_s)
+        base = BaseWeights(Path("no-folder"), torch.float32)
+        super().__init__(self.bank, Slots(capacity_bytes), sites=sites, modules=modules, base=base, wait_s=wait_s)
 
     def _read(self, files):
         self.reads += 1
@@ -183,8 +186,8 @@ async def test_a_configuration_with_a_feature_that_is_not_served_is_refused(
 ):
     folder = write_adapter("a", modules, {"q": 4})
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
-    with pytest.raises(AdapterLoadFailed, match="DoRA is not served"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_qalora": True}))
+    with pytest.raises(AdapterLoadFailed, match="QA-LoRA is not served"):
         await make_room().acquire(files_of(folder))
 
 

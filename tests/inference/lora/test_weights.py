@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,21 +11,23 @@ from adapter.config import read_config
 from adapter.errors import AdapterRefused
 from adapter.header import read_header
 from adapter.plan import plan
+from inference.lora.base import BaseWeights
 from inference.lora.weights import ALIGNMENT, lay_out, read_slab
 
+BASE = BaseWeights(Path("no-folder"), torch.float32)
 RANKS = {(0, "q"): 3, (0, "v"): 5, (0, "down"): 2, (1, "k"): 1, (1, "gate"): 7, (1, "up"): 1, (1, "o"): 4}
 
 
-def open_adapter(folder, modules, sites):
+def open_adapter(folder, modules, sites, dtype=torch.float32):
     header = read_header(folder / "adapter_model.safetensors")
     planned = plan(read_config(folder / "adapter_config.json"), header, modules)
-    return header, lay_out(planned, sites)
+    return header, lay_out(planned, sites, dtype)
 
 
 def test_every_rank_row_is_where_the_layout_says_and_b_is_transposed(write_adapter, modules, sites):
     folder = write_adapter("a", modules, RANKS)
     header, layout = open_adapter(folder, modules, sites)
-    slab = read_slab(folder / "adapter_model.safetensors", header, layout, torch.float32)
+    slab = read_slab(folder / "adapter_model.safetensors", header, layout, torch.float32, base=BASE)
     tensors = load_file(folder / "adapter_model.safetensors")
     seen = torch.zeros(layout.num_elements, dtype=torch.int32)
     part = 0
@@ -59,8 +63,8 @@ def test_nothing_is_padded_but_starts_are_aligned(write_adapter, modules, sites)
 @pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16])
 def test_numbers_are_rounded_as_torch_rounds_them(write_adapter, modules, sites, source, target):
     folder = write_adapter("a", modules, {"q": 8}, dtype=source, seed=3)
-    header, layout = open_adapter(folder, modules, sites)
-    slab = read_slab(folder / "adapter_model.safetensors", header, layout, target)
+    header, layout = open_adapter(folder, modules, sites, target)
+    slab = read_slab(folder / "adapter_model.safetensors", header, layout, target, base=BASE)
     tensors = load_file(folder / "adapter_model.safetensors")
     assert slab.dtype is target
     for place in layout.places:
@@ -78,9 +82,9 @@ def test_a_number_too_large_for_the_models_dtype_is_refused_by_name(write_adapte
     tensors[key][0, 0] = 3.4e38
     save_file(tensors, path)
     header, layout = open_adapter(folder, modules, sites)
-    assert read_slab(path, header, layout, torch.float32).max() == torch.tensor(3.4e38)
+    assert read_slab(path, header, layout, torch.float32, base=BASE).max() == torch.tensor(3.4e38)
     with pytest.raises(AdapterRefused, match=r"q_proj\.lora_A.*bfloat16 can hold"):
-        read_slab(path, header, layout, torch.bfloat16)
+        read_slab(path, header, layout, torch.bfloat16, base=BASE)
 
 
 def test_a_file_that_shrank_is_refused(write_adapter, modules, sites):
@@ -89,7 +93,7 @@ def test_a_file_that_shrank_is_refused(write_adapter, modules, sites):
     header, layout = open_adapter(folder, modules, sites)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(AdapterRefused, match="5 more bytes"):
-        read_slab(path, header, layout, torch.float32)
+        read_slab(path, header, layout, torch.float32, base=BASE)
 
 
 def test_a_module_where_no_site_is_is_refused(write_adapter, modules, sites):
@@ -97,4 +101,4 @@ def test_a_module_where_no_site_is_is_refused(write_adapter, modules, sites):
     header = read_header(folder / "adapter_model.safetensors")
     planned = plan(read_config(folder / "adapter_config.json"), header, modules)
     with pytest.raises(AdapterRefused, match=r"layers\.0\.mlp\.down_proj"):
-        lay_out(planned, [site for site in sites if not site.name.endswith("down")])
+        lay_out(planned, [site for site in sites if not site.name.endswith("down")], torch.float32)

@@ -1,0 +1,231 @@
+"""Folders that PEFT wrote, loaded and served: the logits are PEFT's and those of merged weights, whoever is beside.
+
+What is beyond plain LoRA is loaded beside it into one bank, and every batch mixes it with plain rows and base rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from adapter.base_model import describe_base_model
+from adapter.errors import AdapterRefused
+from inference.errors import AdapterLoadFailed, InvalidRequest
+from inference.lora.bank import Bank
+from inference.lora.base import BaseWeights
+from inference.lora.dora import gains
+from inference.lora.loader import Adapters, check_composition
+from inference.lora.slots import Slots
+from inference.models.llama import Llama
+
+# PEFT 0.21 asks transformers 5.23 for a property that the latter deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+CAPACITY = 1 << 20
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ARCHITECTURES = ["llama", "llama with a tied head", "llama with biases", "qwen2", "qwen3 with biases and a tied head"]
+FEATURES = {
+    "dora": {"target_modules": LINEARS, "use_dora": True},
+    "dora on some": {
+        "target_modules": ["q_proj", "v_proj", "up_proj"],
+        "use_dora": True,
+        "use_rslora": True,
+        "rank_pattern": {"v_proj": 3},
+        "layers_to_transform": [0, 2],
+    },
+    "lora_bias": {"target_modules": LINEARS, "lora_bias": True},
+}
+UNMERGEABLE = {"lora_bias"}  # PEFT merges it only where the base model has a bias
+EXCLUSIVE = {"dora", "dora on some"}
+
+
+class Served:
+    """A tiny model with room for adapters, without an engine."""
+
+    def __init__(self, folder, dtype="float32"):
+        self.model = Llama.load(folder, dtype)
+        self.bank = Bank(self.model.sites, capacity_bytes=CAPACITY, dtype=self.model.dtype, max_slots=8)
+        self.bank._arena.fill_(torch.nan)
+        self.adapters = Adapters(
+            self.bank,
+            Slots(CAPACITY),
+            sites=self.model.sites,
+            modules=describe_base_model(folder).modules,
+            base=BaseWeights(folder, self.model.dtype),
+        )
+
+    def lora(self, rows):
+        """The adapters of a batch: (number of rows, uses) of each sequence."""
+        return self.bank.lora_batch(rows)
+
+
+@pytest.fixture
+async def serve(tiny_model_dir):
+    made = []
+
+    def make(name="llama", dtype="float32"):
+        made.append(Served(tiny_model_dir(name), dtype))
+        return made[-1]
+
+    yield make
+    for served in made:
+        served.adapters.check_integrity()
+        await served.adapters.close()
+
+
+@pytest.fixture
+def write_peft(tiny_model_dir, tmp_path):
+    """Writes an adapter of random weights by PEFT itself; returns its folder and PEFT's model."""
+
+    def write(name, model_name="llama", **settings):
+        base = AutoModelForCausalLM.from_pretrained(
+            tiny_model_dir(model_name), dtype=torch.float32, attn_implementation="eager"
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about merging lora_bias and about tied weights: known
+            model = get_peft_model(base, LoraConfig(**{"r": 8, "lora_alpha": 12, **settings})).eval()
+        generator = torch.Generator().manual_seed(len(name))
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if "magnitude" in parameter_name:
+                    parameter.mul_(0.5 + torch.rand(parameter.shape, generator=generator))
+                elif "lora_" in parameter_name or "modules_to_save" in parameter_name:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the embedding is saved too
+            model.save_pretrained(tmp_path / name)
+        return tmp_path / name, model
+
+    return write
+
+
+def logits_of(model, ids):
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("feature", FEATURES)
+async def test_each_row_of_a_mixed_batch_is_pefts_and_base_rows_keep_every_bit(
+    feature, name, serve, write_peft, files_of, paged, prompt_ids, close
+):
+    served = serve(name)
+    folder, special = write_peft("special", name, **FEATURES[feature])
+    plain_folder, plain = write_peft("plain", name, target_modules=["q_proj", "down_proj"], r=4)
+    leases = [await served.adapters.acquire(files_of(one)) for one in (folder, plain_folder)]
+    texts = [prompt_ids(length, seed=length) for length in (9, 12, 5, 7)]
+    uses = [[(leases[0].slot, 1.0)], [(leases[1].slot, 1.0)], [], [(leases[0].slot, 1.0)]]
+    rows = [(len(ids), pairs) for ids, pairs in zip(texts, uses, strict=True)]
+    chunks = [(f"{n}", ids) for n, ids in enumerate(texts)]
+    parts = paged(served.model).step(chunks, lora=served.lora(rows)).split([len(ids) for ids in texts])
+    base = paged(served.model).step(chunks).split([len(ids) for ids in texts])
+    for n, model in enumerate([special, plain, None, special]):
+        if model is None:
+            assert torch.equal(parts[n], base[n])
+        else:
+            torch.testing.assert_close(parts[n], logits_of(model, texts[n]), **close[torch.float32])
+            assert not torch.allclose(parts[n], base[n], atol=0.1), "the adapter changes something"
+    for lease in leases:
+        lease.release()
+
+
+@pytest.mark.parametrize("feature", sorted(FEATURES.keys() - UNMERGEABLE))
+async def test_it_equals_merged_weights(feature, serve, write_peft, files_of, paged, prompt_ids, close, tmp_path):
+    served, ids = serve(), prompt_ids(13)
+    folder, model = write_peft("special", **FEATURES[feature])
+    lease = await served.adapters.acquire(files_of(folder))
+    ours = paged(served.model).step([("a", ids)], lora=served.lora([(13, [(lease.slot, 1.0)])]))
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = paged(Llama.load(tmp_path / "merged", "float32")).step([("a", ids)])
+    torch.testing.assert_close(ours, merged, **close[torch.float32])
+    lease.release()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+async def test_in_bfloat16_it_is_close_to_peft(feature, serve, write_peft, files_of, paged, prompt_ids, close):
+    served, ids = serve(dtype="bfloat16"), prompt_ids(13)
+    folder, model = write_peft("special", **FEATURES[feature])
+    lease = await served.adapters.acquire(files_of(folder))
+    ours = paged(served.model).step([("a", ids)], lora=served.lora([(13, [(lease.slot, 1.0)])]))
+    torch.testing.assert_close(ours, logits_of(model, ids), **close[torch.bfloat16])
+    lease.release()
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+async def test_evicted_and_reloaded_into_other_memory_it_answers_the_same_bits(
+    feature, serve, write_peft, files_of, paged, prompt_ids
+):
+    served, ids = serve(), prompt_ids(11)
+    folder, _ = write_peft("special", **FEATURES[feature])
+    other, _ = write_peft("other", target_modules=LINEARS)
+    answers, slots = [], []
+    for _ in range(2):
+        lease = await served.adapters.acquire(files_of(folder))
+        slots.append(lease.slot)
+        answers.append(paged(served.model).step([("a", ids)], lora=served.lora([(11, [(lease.slot, 1.0)])])))
+        lease.release()
+        served.adapters.evict(lease.digest)
+        (await served.adapters.acquire(files_of(other))).release()
+    assert slots[0] != slots[1]
+    assert torch.equal(*answers)
+
+
+async def test_an_adapter_takes_its_true_size(serve, write_peft, files_of):
+    served = serve(dtype="bfloat16")
+    plain = await served.adapters.acquire(files_of(write_peft("plain", target_modules=["q_proj"], r=8)[0]))
+    dora = await served.adapters.acquire(files_of(write_peft("dora", target_modules=["q_proj"], r=8, use_dora=True)[0]))
+    assert plain.size_bytes == 3 * 8 * (32 + 32) * 2
+    assert dora.size_bytes == plain.size_bytes + 3 * 32 * 4
+    plain.release()
+    dora.release()
+
+
+async def test_what_scales_the_base_model_is_used_alone_and_at_the_weight_one(serve, write_peft, files_of):
+    served, leases = serve(), {}
+    for feature, settings in FEATURES.items():
+        leases[feature] = await served.adapters.acquire(files_of(write_peft(feature, **settings)[0]))
+    for feature, lease in leases.items():
+        check_composition([(lease, 1.0)])
+        assert lease.is_composable == (feature not in EXCLUSIVE)
+    bias, dora = leases["lora_bias"], leases["dora"]
+    check_composition([(bias, 0.5), (bias, 2.0)])
+    with pytest.raises(InvalidRequest, match=r"expected sha256:\w+ alone and at the weight 1.*found the weight 0\.5"):
+        check_composition([(dora, 0.5)])
+    with pytest.raises(InvalidRequest, match="found 2 adapters"):
+        check_composition([(bias, 1.0), (dora, 1.0)])
+    for lease in leases.values():
+        lease.release()
+
+
+async def test_biases_compose_by_weight(serve, write_peft, files_of, close):
+    served, leases = serve(), []
+    for name in ("one", "another"):
+        folder, _ = write_peft(name, target_modules=["q_proj"], lora_bias=True)
+        leases.append(await served.adapters.acquire(files_of(folder)))
+    both = [(leases[0].slot, 0.5), (leases[1].slot, -2.0)]
+    site = served.model.sites[0]
+    x, outputs = torch.randn(1, site.in_features), []
+    for uses in ([(leases[0].slot, 1.0)], [(leases[1].slot, 1.0)], both):
+        outputs.append(torch.zeros(1, site.out_features))
+        served.lora([(1, uses)]).add(0, x, outputs[-1])
+    torch.testing.assert_close(outputs[2], 0.5 * outputs[0] - 2.0 * outputs[1], **close[torch.float32])
+    for lease in leases:
+        lease.release()
+
+
+async def test_without_the_base_models_weights_dora_is_refused_by_name(serve, write_peft, files_of, tmp_path):
+    served = serve()
+    served.adapters._base = BaseWeights(tmp_path, torch.float32)
+    folder, _ = write_peft("dora", **FEATURES["dora"])
+    with pytest.raises(AdapterLoadFailed, match=r"the base model's folder has no tensor 'model\.layers\.0\.self_attn"):
+        await served.adapters.acquire(files_of(folder))
+
+
+def test_a_row_of_norm_zero_is_refused():
+    rows = torch.zeros(2, 4).numpy()
+    with pytest.raises(AdapterRefused, match="expected rows of another norm than 0"):
+        gains([(0, rows)], rows[:1], rows[:1, :2], scale=1.0, magnitude=rows[0, :2] + 1, module="q")
