@@ -49,6 +49,12 @@ SHAPES: dict[str, tuple[int, int]] = {
         "mlp.down_proj": (HIDDEN, INNER),
     }.items()
 }
+# The same of the model in `base_folder`, which has files.
+TINY_SHAPES = {
+    "model.layers.0.self_attn.q_proj": (8, 8),
+    "model.layers.0.self_attn.v_proj": (4, 8),
+    "model.layers.0.mlp.down_proj": (8, 16),
+}
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).parent / "registry"
 
@@ -278,6 +284,17 @@ def new_adapter(tmp_path: Path) -> Callable[..., Path]:
 def connect_to() -> Callable[[str], psycopg.Connection[Any]]:
     """Opens an autocommit connection."""
     return _connect_to
+
+
+@pytest.fixture
+def base_folder(tmp_path: Path) -> Path:
+    """A Hugging Face folder of a model too small to answer anything."""
+    folder = tmp_path / "tiny-base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    weights = {f"{name}.weight": np.ones(shape, np.float32) for name, shape in TINY_SHAPES.items()}
+    save_file(weights, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture

@@ -28,17 +28,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture
-def base_folder(tmp_path: Path) -> Path:
-    """A Hugging Face folder of a model too small to answer anything."""
-    folder = tmp_path / "tiny-base"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    weights = {f"{name}.weight": np.ones(shape, np.float32) for name, shape in SHAPES.items()}
-    save_file(weights, folder / "model.safetensors")
-    return folder
-
-
 def make_adapter(folder: Path, *, seed: int = 0, rank: int = 2, **config: Any) -> Path:
     """A PEFT folder for it; each seed has a digest of its own."""
     folder.mkdir()
