@@ -12,7 +12,12 @@ LIMIT_S = 240.0
 
 async def test_the_demo_promotes_under_load_and_fails_nothing(base_model_dir: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "examples.demo", cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        sys.executable,
+        "-m",
+        "examples.demo",
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await asyncio.wait_for(process.communicate(), LIMIT_S)
     text = out.decode()
