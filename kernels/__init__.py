@@ -7,10 +7,9 @@ is for expand on the same device: on CUDA it is sums over slices of D_in, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ __all__ = [
     "attend",
     "expand",
     "group",
+    "look_up",
     "rescale",
     "rms_norm",
     "rotary",
@@ -57,9 +57,15 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
     _ops(y.device.type).expand(s, arena, site, segments, y)
 
 
+def look_up(token_ids: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
+    """s[m] = A[:, token_ids[rows[m]]]: see `kernels.reference.look_up`."""
+    s: Tensor = _op(token_ids.device.type, "look_up")(token_ids, arena, site, segments, max_rank=max_rank)
+    return s
+
+
 def rescale(y: Tensor, arena: Tensor, affine: Affine, segments: Segments) -> None:
     """y[rows[m]] = gain · y[rows[m]] + weight · shift, in place: see `kernels.reference.rescale`."""
-    _op(y.device.type, "rescale")(y, arena, affine, segments)
+    _ops(y.device.type).rescale(y, arena, affine, segments)
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
@@ -120,11 +126,3 @@ def _ops(device: str) -> ModuleType:
 
         return cuda
     raise UnsupportedDevice(f"expected tensors on the device 'cpu' or 'cuda', found '{device}'")
-
-
-def _op(device: str, name: str) -> Callable[..., Any]:
-    """An op that not every device has yet. Raises UnsupportedDevice where it is missing."""
-    found: Callable[..., Any] | None = getattr(_ops(device), name, None)
-    if found is None:
-        raise UnsupportedDevice(f"this release has no kernels.{device}.{name}: the adapters that need it run on a CPU")
-    return found

@@ -32,6 +32,20 @@ def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank
     return s
 
 
+def look_up(token_ids: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
+    """shrink where a row's features are one token: s[m] = A[:, token_ids[rows[m]]], as x would be 1 there and else 0.
+
+    Shapes: token_ids int64 [T], below D_in, the size of the vocabulary; the rest as shrink. Mutates, Raises: nothing.
+    Source: LoRA on an embedding as in PEFT (tuners/lora/layer.py).
+    """
+    s = torch.zeros(segments.num_entries, max_rank, dtype=torch.float32, device=token_ids.device)
+    for begin, end, slot in _segments(segments):
+        rank = int(site.ranks[slot].sum())
+        a = _rank_rows(arena, int(site.a_start[slot]), rank, site.in_features)
+        s[begin:end, :rank] = a[:, token_ids[segments.rows[begin:end].long()]].T
+    return s
+
+
 def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) -> None:
     """Rank to features: y[rows[m], part p] += weights[m] · scales[slot, p] · s[m, part p] · B_pᵀ, over all entries m.
 

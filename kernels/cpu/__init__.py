@@ -66,6 +66,29 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
         y[touched] = total[touched].to(y.dtype)
 
 
+def look_up(token_ids: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
+    """kernels.reference.look_up."""
+    if token_ids.dtype != torch.int64 or token_ids.dim() != 1 or not token_ids.is_contiguous():
+        raise UnsupportedTensor(f"expected dense int64 token_ids, found {token_ids.dtype} {tuple(token_ids.shape)}")
+    s = torch.empty(segments.num_entries, max_rank, dtype=torch.float32)
+    native_ops(arena.dtype).look_up.run(
+        token_ids.data_ptr(),
+        arena.data_ptr(),
+        s.data_ptr(),
+        segments.rows.data_ptr(),
+        segments.segment_of.data_ptr(),
+        segments.slots.data_ptr(),
+        site.a_start.data_ptr(),
+        site.ranks.data_ptr(),
+        segments.num_entries,
+        len(site.columns) - 1,
+        site.in_features,
+        max_rank,
+        work=s.numel() * STREAMED,
+    )
+    return s
+
+
 def rescale(y: Tensor, arena: Tensor, affine: Affine, segments: Segments) -> None:
     """kernels.reference.rescale."""
     _check_rows("y", y, dtype=arena.dtype, width=affine.columns[-1])

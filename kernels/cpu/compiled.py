@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from kernels.cpu import affine, attention, lora, rows
+from kernels.cpu import affine, attention, lookup, lora, rows
 from kernels.cpu.native import NativeFunction, compile_native
 from kernels.errors import UnsupportedTensor
 
@@ -19,6 +19,7 @@ class NativeOps:
     shrink: NativeFunction
     expand: NativeFunction
     compose: NativeFunction
+    look_up: NativeFunction
     rescale: NativeFunction
     attend: NativeFunction
     write_kv: NativeFunction
@@ -35,6 +36,7 @@ def native_ops(dtype: torch.dtype) -> NativeOps:
             shrink=compile_native(lora.shrink_bf16, words=lora.SHRINK_WORDS),
             expand=compile_native(lora.expand_bf16, words=lora.EXPAND_WORDS),
             compose=compile_native(lora.compose_bf16, words=lora.EXPAND_WORDS),
+            look_up=compile_native(lookup.look_up_bf16, words=lookup.LOOK_UP_WORDS),
             rescale=compile_native(affine.rescale_bf16, words=affine.RESCALE_WORDS),
             attend=compile_native(attention.attend_bf16, words=attention.ATTEND_WORDS),
             write_kv=compile_native(attention.write_kv, words=attention.WRITE_KV_WORDS),
@@ -47,6 +49,7 @@ def native_ops(dtype: torch.dtype) -> NativeOps:
             shrink=compile_native(lora.shrink_f32, words=lora.SHRINK_WORDS),
             expand=compile_native(lora.expand_f32, words=lora.EXPAND_WORDS),
             compose=compile_native(lora.compose_f32, words=lora.EXPAND_WORDS),
+            look_up=compile_native(lookup.look_up_f32, words=lookup.LOOK_UP_WORDS),
             rescale=compile_native(affine.rescale_f32, words=affine.RESCALE_WORDS),
             attend=compile_native(attention.attend_f32, words=attention.ATTEND_WORDS),
             write_kv=compile_native(attention.write_kv, words=attention.WRITE_KV_WORDS),

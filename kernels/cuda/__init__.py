@@ -9,6 +9,8 @@ At most 8 launches of LoRA per layer: shrink and expand at each of its 4 sites, 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,15 +22,16 @@ from kernels.cuda.source import options
 from kernels.errors import UnsupportedTensor
 from kernels.reference import rms_norm, rotary, silu_mul
 from kernels.segments import Segments
-from kernels.site import Site
+from kernels.site import Affine, Site
 
-__all__ = ["attend", "expand", "rms_norm", "rotary", "shrink", "silu_mul", "warm_up", "write_kv"]
+__all__ = ["attend", "expand", "rescale", "rms_norm", "rotary", "shrink", "silu_mul", "warm_up", "write_kv"]
 
 SHRINK = {Family.ROWS: Kernel("rows.cu", "shrink_rows"), Family.TILES: Kernel("tiles.cu", "shrink_tiles")}
 EXPAND = {Family.ROWS: Kernel("rows.cu", "expand_rows"), Family.TILES: Kernel("tiles.cu", "expand_tiles")}
 EXPAND_COMPOSED = Kernel("rows.cu", "expand_composed")
+RESCALE = Kernel("affine.cu", "rescale")
 WRITE_KV = Kernel("cache.cu", "write_kv")
-KERNELS = (*SHRINK.values(), *EXPAND.values(), EXPAND_COMPOSED, WRITE_KV)
+KERNELS = (*SHRINK.values(), *EXPAND.values(), EXPAND_COMPOSED, RESCALE, WRITE_KV)
 
 NUM_THREADS = 128  # of a block, in every kernel
 
@@ -36,6 +39,7 @@ NUM_THREADS = 128  # of a block, in every kernel
 UNIT_ROWS = {Family.ROWS: 4, Family.TILES: 64}
 UNIT_RANKS = {Family.ROWS: 16, Family.TILES: 32}
 TILE_COLUMNS = {Family.ROWS: 256, Family.TILES: 64}
+RESCALE_COLUMNS = 1024
 SLICE_STEP = {Family.ROWS: 256, Family.TILES: 64}  # a vector for each lane; a stage of the pipeline
 MAX_SLICE = 2048  # features of 4 rows that shrink_rows stages in 16 KB
 MAX_PARTS = 3
@@ -58,7 +62,8 @@ def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank
 
     Shapes: returns float32 [Z, M, max_rank or up to 3 more].
     """
-    _check_site(arena, site)
+    _check(arena, site.columns)
+    _check_width(site.in_features)
     _check_rows("x", x, dtype=arena.dtype, width=site.in_features)
     if max_rank > MAX_RANK:
         raise UnsupportedTensor(f"expected ranks of at most {MAX_RANK} at a site, found {max_rank}")
@@ -104,7 +109,7 @@ def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank
 
 def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) -> None:
     """kernels.reference.expand, of what shrink here returned: float32 [Z, M, at least R]."""
-    _check_site(arena, site)
+    _check(arena, site.columns)
     _check_rows("y", y, dtype=arena.dtype, width=site.out_features)
     if s.dim() != 3 or s.dtype != torch.float32 or not s.is_contiguous() or s.shape[1] != segments.num_entries:
         expected = f"dense float32 slices of {segments.num_entries} entries"
@@ -112,8 +117,6 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
     family = choose(segments.num_entries, segments.slots.shape[0], facts(y.device))
     if segments.is_composed:
         family = Family.ROWS  # rows meet entries of several segments, so a row is one block's
-    ends = [*site.columns[1:], *[site.out_features] * (MAX_PARTS + 1 - len(site.columns))]
-    tiles = sum(-(-_width(site, part) // TILE_COLUMNS[family]) for part in range(len(site.columns) - 1))
     place = (
         (segments.slots, segments.segment_of, segments.by_row, segments.row_starts)
         if segments.is_composed
@@ -128,7 +131,7 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
             site.ranks,
             site.scales,
             np.int32(len(site.columns) - 1),
-            *map(np.int32, ends),
+            *_ends(site.columns),
             segments.rows,
             segments.weights,
             *place,
@@ -138,11 +141,39 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
             np.int32(s.shape[2]),
             np.int32(s.shape[0]),
         ),
-        grid=(_expand_blocks(segments, family), tiles),
+        grid=(_expand_blocks(segments, family), _num_tiles(site.columns, TILE_COLUMNS[family])),
         num_threads=NUM_THREADS,
         dtype=arena.dtype,
         device=y.device,
         shared_bytes=_staged_bytes(segments, family, s.shape[2]),
+    )
+
+
+def rescale(y: Tensor, arena: Tensor, affine: Affine, segments: Segments) -> None:
+    """kernels.reference.rescale."""
+    _check(arena, affine.columns)
+    _check_rows("y", y, dtype=arena.dtype, width=affine.columns[-1])
+    launch(
+        RESCALE,
+        (
+            arena,
+            affine.kinds,
+            affine.starts,
+            np.int32(len(affine.columns) - 1),
+            *_ends(affine.columns),
+            segments.rows,
+            segments.weights,
+            segments.slots,
+            segments.segment_of,
+            segments.by_row,
+            segments.row_starts,
+            y,
+            np.int64(y.stride(0)),
+        ),
+        grid=(segments.row_starts.shape[0] - 1, _num_tiles(affine.columns, RESCALE_COLUMNS)),
+        num_threads=NUM_THREADS,
+        dtype=arena.dtype,
+        device=y.device,
     )
 
 
@@ -194,18 +225,30 @@ def _staged_bytes(segments: Segments, family: Family, width: int) -> int:
     return (1 if segments.is_composed else UNIT_ROWS[family]) * width * 4
 
 
-def _width(site: Site, part: int) -> int:
-    return site.columns[part + 1] - site.columns[part]
+def _widths(columns: tuple[int, ...]) -> list[int]:
+    return [end - begin for begin, end in pairwise(columns)]
 
 
-def _check_site(arena: Tensor, site: Site) -> None:
+def _ends(columns: tuple[int, ...]) -> list[np.int32]:
+    """Where each of MAX_PARTS parts ends; parts that a site lacks have no width."""
+    return [np.int32(columns[min(part, len(columns) - 1)]) for part in range(1, MAX_PARTS + 1)]
+
+
+def _num_tiles(columns: tuple[int, ...], tile: int) -> int:
+    return sum(-(-width // tile) for width in _widths(columns))
+
+
+def _check(arena: Tensor, columns: tuple[int, ...]) -> None:
     options(arena.dtype)
-    num_parts = len(site.columns) - 1
-    if num_parts > MAX_PARTS:
-        raise UnsupportedTensor(f"expected at most {MAX_PARTS} parts, found {num_parts}")
-    for width in (site.in_features, *(_width(site, part) for part in range(num_parts))):
-        if width % 8:
-            raise UnsupportedTensor(f"expected widths that are multiples of 8, found {width}")
+    if len(columns) - 1 > MAX_PARTS:
+        raise UnsupportedTensor(f"expected at most {MAX_PARTS} parts, found {len(columns) - 1}")
+    for width in _widths(columns):
+        _check_width(width)
+
+
+def _check_width(width: int) -> None:
+    if width % 8:
+        raise UnsupportedTensor(f"expected widths that are multiples of 8, found {width}")
 
 
 def _check_rows(name: str, rows: Tensor, *, dtype: torch.dtype, width: int) -> None:

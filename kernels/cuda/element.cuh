@@ -42,11 +42,15 @@ __device__ __forceinline__ void unpack(const uint4& vector, float (&values)[PER_
   }
 }
 
+__device__ __forceinline__ uint4 pack(const float (&v)[PER_VECTOR]) {
+  return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
+}
+
 // y + values, rounded once.
 __device__ __forceinline__ uint4 add(const uint4& y, const float (&values)[PER_VECTOR]) {
   float sum[PER_VECTOR];
   unpack(y, sum);
 #pragma unroll
   for (int i = 0; i < PER_VECTOR; i++) sum[i] += values[i];
-  return make_uint4(pack(sum[0], sum[1]), pack(sum[2], sum[3]), pack(sum[4], sum[5]), pack(sum[6], sum[7]));
+  return pack(sum);
 }

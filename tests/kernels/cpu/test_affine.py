@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import Affine, UnsupportedDevice, UnsupportedTensor, Vectors, group, reference
+from kernels import Affine, UnsupportedTensor, Vectors, group, reference
 
 KINDS = [[0, 1, 2], [3, 0, 1], [1, 1, 1], [0, 0, 0], [2, 2, 2], [0, 2, 0]]  # by slot; the last two only shift
 BATCHES = {
@@ -85,14 +85,6 @@ def test_what_compiled_code_would_misread_is_refused(made):
         Affine(table.columns, table.kinds.long(), table.starts)
     with pytest.raises(UnsupportedTensor, match="expected starts of dense"):
         Affine(table.columns, table.kinds, table.starts[:2])
-
-
-def test_a_device_that_lacks_the_op_is_refused_by_name(made, monkeypatch):
-    arena, table = made
-    y = torch.zeros(1, table.columns[-1], dtype=arena.dtype)
-    monkeypatch.delattr(kernels.cpu, "rescale")
-    with pytest.raises(UnsupportedDevice, match=r"this release has no kernels\.cpu\.rescale"):
-        kernels.rescale(y, arena, table, group([[(0, 1.0)]]))
 
 
 def test_vectors_of_both_kinds_are_gain_and_shift():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import kernels.cuda
-from kernels import group, reference
+from kernels import Segments, group, reference
 from kernels.cuda.families import Family
 from tests.kernels.cuda.outcome import Outcome
 from tests.kernels.cuda.simulator.device import Device, installed
@@ -40,9 +40,14 @@ def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> F
 
 @pytest.fixture
 def run_lora(device: Device) -> Callable[..., Outcome]:
-    """Shrinks and expands a batch both ways. x and y are views of rows that are wider by `pad` elements on a side."""
+    """Shrinks and expands a batch both ways; the kernels get the segments as `launched` makes them.
 
-    def run(adapters: Any, uses: Any, pad: int = 8) -> Outcome:
+    x and y are views of rows that are wider by `pad` elements on a side.
+    """
+
+    def run(
+        adapters: Any, uses: Any, *, pad: int = 8, launched: Callable[[Segments], Segments] = lambda segments: segments
+    ) -> Outcome:
         arena, site = adapters.arena, adapters.site
         segments = group(uses)
         assert segments is not None
@@ -55,8 +60,8 @@ def run_lora(device: Device) -> Callable[..., Outcome]:
         y[:, ::7] = -0.0  # which adding nothing must not turn into 0
         before, arena_before, x_before = y.clone(), arena[-CHECKED:].clone(), x.clone()
         max_rank = adapters.max_rank
-        s = kernels.cuda.shrink(x, arena, site, segments, max_rank=max_rank)
-        kernels.cuda.expand(s, arena, site, segments, y)
+        s = kernels.cuda.shrink(x, arena, site, launched(segments), max_rank=max_rank)
+        kernels.cuda.expand(s, arena, site, launched(segments), y)
         s_expected = reference.shrink(x, arena, site, segments, max_rank=max_rank)
         y_expected = before.clone()
         reference.expand(s_expected, arena, site, segments, y_expected)

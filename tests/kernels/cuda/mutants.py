@@ -314,6 +314,19 @@ TILES = [
     ),
 ]
 
+AFFINE = [
+    Mutant("rows taken in the order of entries", "affine.cu", "rows[by_row[begin]] * y_stride", "begin * y_stride"),
+    Mutant(
+        "the last entry only", "affine.cu", "for (int i = begin; i < end; i++)", "for (int i = end - 1; i < end; i++)"
+    ),
+    Mutant("the shift read where the gain is", "affine.cu", "      from += tile.width;\n", ""),
+    Mutant("the weight forgotten", "affine.cu", "const float weight = weights[entry];", "const float weight = 1.f;"),
+    Mutant("vectors of the first part", "affine.cu", "num_parts + tile.part;", "num_parts;"),
+    Mutant("columns past the part", "affine.cu", "if (tile.local + column >= tile.width) return;", ""),
+    Mutant("parts without vectors written", "affine.cu", "if (is_loaded) *place = now;", "*place = now;"),
+    Mutant("an entry takes y as it was", "affine.cu", "if (!is_loaded) now = *place;", "now = *place;"),
+]
+
 CACHE = [
     Mutant("padding written", "cache.cu", "  if (place < 0) return;\n", ""),
     Mutant(

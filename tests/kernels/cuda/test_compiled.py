@@ -29,6 +29,7 @@ EXPECTED = {
     "expand_composed": ("LDG.E.128", "STG.E.128"),
     "shrink_tiles": ("HMMA.16816.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS"),
     "expand_tiles": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS", "STG.E.128"),
+    "rescale": ("LDG.E.128", "STG.E.128"),
     "write_kv": ("LDG.E.128", "STG.E.128"),
 }
 
@@ -90,6 +91,7 @@ def test_the_launches_know_the_sizes_that_the_kernels_were_written_with():
     assert {Family.ROWS: rows["WARPS"] * rows["RANKS"], Family.TILES: tiles["RANKS"]} == kernels.cuda.UNIT_RANKS
     assert {Family.ROWS: 32 * 8, Family.TILES: tiles["TILE"]} == kernels.cuda.TILE_COLUMNS
     assert {Family.ROWS: 32 * 8, Family.TILES: tiles["DEPTH"]} == kernels.cuda.SLICE_STEP
+    assert constants("affine.cu")["THREADS"] * 8 == kernels.cuda.RESCALE_COLUMNS
     assert constants("site.cuh")["MAX_PARTS"] == kernels.cuda.MAX_PARTS
     assert rows["WARPS"] * 32 == tiles["THREADS"] == kernels.cuda.NUM_THREADS
 

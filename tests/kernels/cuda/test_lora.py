@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 import kernels.cuda
+from kernels import Segments
 from kernels.cuda.families import Family
 from tests.kernels.cuda.outcome import assert_right
 from tests.kernels.cuda.simulator.device import Device, installed
@@ -74,3 +78,29 @@ def test_the_same_batch_gives_the_same_bits(family, make_adapters, run_lora):
         torch.manual_seed(1)
         outcomes.append(run_lora(make_adapters(RANKS, 264, WIDTHS, torch.bfloat16), POPULARITIES["distinct"]))
     assert torch.equal(outcomes[0].y.view(torch.int16), outcomes[1].y.view(torch.int16))
+
+
+@pytest.mark.parametrize("uses", [POPULARITIES["zipf with base rows"], COMPOSED], ids=["plain", "composed"])
+def test_padding_to_a_larger_batch_changes_nothing(uses, family, make_adapters, run_lora, assert_close):
+    """A captured graph keeps its grids: entries of no segment, segments and rows without entries do nothing."""
+    adapters = make_adapters(RANKS, 264, WIDTHS, torch.bfloat16)
+    outcome = run_lora(adapters, uses, launched=pad)
+    assert_right(outcome, adapters.site, assert_close)
+    assert outcome.s[:, outcome.segments.num_entries :].isnan().all()
+
+
+def pad(segments: Segments, by: int = 70) -> Segments:
+    def more(tensor: Tensor, value: int) -> Tensor:
+        return torch.cat([tensor, torch.full((by,), value, dtype=tensor.dtype)])
+
+    end = segments.num_entries
+    return replace(
+        segments,
+        rows=more(segments.rows, -1),
+        weights=more(segments.weights, 0),
+        starts=more(segments.starts, end),
+        slots=more(segments.slots, -1),
+        segment_of=more(segments.segment_of, -1),
+        by_row=more(segments.by_row, -1),
+        row_starts=more(segments.row_starts, end),
+    )

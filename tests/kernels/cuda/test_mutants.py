@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import kernels.cuda
-from kernels import reference
+from kernels import Affine, group, reference
 from kernels.cuda import module, source
 from kernels.cuda.families import Family
-from tests.kernels.cuda.mutants import CACHE, FAR, ROWS, TILES, Mutant
-from tests.kernels.cuda.outcome import assert_right
+from tests.kernels.cuda.mutants import AFFINE, CACHE, FAR, ROWS, TILES, Mutant
+from tests.kernels.cuda.outcome import SAME_BITS, assert_right
 from tests.kernels.cuda.simulator.nvrtc import CompileError
 from tests.kernels.cuda.simulator.ptx import PtxError
 
@@ -96,6 +96,40 @@ def test_an_offset_of_32_bits_is_caught(family, mutant, run_lora, make_adapters,
     mutate(mutant, monkeypatch)
     with pytest.raises((PtxError, AssertionError)) as caught:
         run_far(run_lora, make_adapters, assert_close)
+    assert "times in" not in str(caught.value), "the mutant does not fit the source any more"
+
+
+def run_affine() -> None:
+    """Gains, shifts, both and neither, over a tile and a tail, on composed rows and on one that is not."""
+    columns = (0, 1032, 1040)
+    kinds = torch.tensor([[3, 2], [2, 0], [0, 1]], dtype=torch.int32)
+    starts, size = torch.zeros(3, 2, dtype=torch.int64), 4
+    for slot in range(3):
+        for part in range(2):
+            starts[slot, part] = size
+            size += int(kinds[slot, part]).bit_count() * (columns[part + 1] - columns[part]) + 4
+    arena = torch.randn(size).view(torch.bfloat16)
+    segments = group([BASE, [(2, 1.0)], [(0, 1.0)], [(1, 0.5), (0, 1.0)]])
+    assert segments is not None
+    y = torch.randn(4, 1056).bfloat16()
+    y[:, ::7] = -0.0
+    expected = y.clone()
+    affine = Affine(columns, kinds, starts)
+    kernels.cuda.rescale(y[:, 8:1048], arena, affine, segments)
+    reference.rescale(expected[:, 8:1048], arena, affine, segments)
+    torch.testing.assert_close(y, expected, rtol=2**-8, atol=0)
+    assert (y.view(torch.int16) == expected.view(torch.int16)).float().mean() >= SAME_BITS
+    assert torch.equal(y[0].view(torch.int16), expected[0].view(torch.int16))
+
+
+@pytest.mark.parametrize("mutant", [None, *AFFINE], ids=lambda m: m.fault if m else "none")
+def test_a_fault_in_the_rescaling_kernel_is_caught(mutant, device, monkeypatch):
+    if mutant is None:
+        run_affine()
+        return
+    mutate(mutant, monkeypatch)
+    with pytest.raises((PtxError, AssertionError, CompileError)) as caught:
+        run_affine()
     assert "times in" not in str(caught.value), "the mutant does not fit the source any more"
 
 
