@@ -223,7 +223,7 @@ def _engine(
             "the context is %d tokens, not %d: the model has %d positions and the KV memory holds %d",
             limits.max_context, asked, config.max_positions, num_blocks * BLOCK_SIZE,
         )  # fmt: skip
-    scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE, is_prefix_cached=settings.prefix_cache)
     return Engine(Runner(model, kv_cache, bank), scheduler, streams.deliver, on_failure=on_failure), limits
 
 
@@ -259,7 +259,8 @@ def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: cont
     metrics = Metrics()
     metrics.gauge("requests_running", "Requests in the batch.", lambda: engine.stats().running)
     metrics.gauge("requests_waiting", "Requests in the queue.", lambda: engine.stats().waiting)
-    metrics.gauge("kv_blocks_free", "Free blocks of the KV cache.", lambda: engine.stats().blocks_free)
+    metrics.gauge("kv_blocks_free", "Free blocks of the KV cache, kept ones too.", lambda: engine.stats().blocks_free)
+    metrics.gauge("kv_blocks_kept", "Free blocks that hold cached prefixes.", lambda: engine.stats().blocks_kept)
     metrics.gauge("adapters_loaded", "Adapters in memory.", lambda: len(adapters.loaded()))
     metrics.gauge("adapter_bytes_used", "Bytes of adapters in memory.", lambda: adapters.used_bytes)
     if settings.metrics_listen:

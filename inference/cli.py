@@ -92,6 +92,9 @@ def _server_options(command: Any) -> Any:
 @click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
 @click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
 @click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")
+@click.option(
+    "--prefix-cache/--no-prefix-cache", default=None, help="Reuse what equal prompts begin with.  [default: on]"
+)
 @click.option("--step-tokens", type=int, help="Tokens in one step.  [default: 128]")
 @click.option("--max-queue", type=int, help="Requests that may wait.  [default: 1024]")
 @click.option("--drain-s", type=float, help="Seconds for running answers at SIGTERM.  [default: 30]")

@@ -17,6 +17,12 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._answers = Counter("loraplex_answers", "Answers finished.", registry=self.registry)
         self._tokens = Counter("loraplex_output_tokens", "Tokens answered.", registry=self.registry)
+        self._prompt_tokens = Counter(
+            "loraplex_prompt_tokens", "Tokens of prompts, cached ones too.", registry=self.registry
+        )
+        self._cached_tokens = Counter(
+            "loraplex_cached_tokens", "Tokens of prompts that were in the prefix cache.", registry=self.registry
+        )
         self._first_token = Histogram(
             "loraplex_first_token_seconds",
             "From a request's arrival to its first token.",
@@ -29,6 +35,11 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
+
+    def admitted(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """Counts a request that left the queue."""
+        self._prompt_tokens.inc(prompt_tokens)
+        self._cached_tokens.inc(cached_tokens)
 
     def answered(self, tokens: int, first_token_s: float, total_s: float) -> None:
         """Counts a finished answer."""

@@ -2,7 +2,7 @@
 
 The life of a Generate call:
 
-    check and tokenize ──► lease every adapter (may load) ──► submit ──► Started ──► TokenChunk* ──► Finished
+    check and tokenize ─► lease every adapter (may load) ─► submit ─► (queue) ─► Started ─► TokenChunk* ─► Finished
 
 Whatever ends the call early (a cancel, a deadline, a stop string) cancels the request in the engine, which frees its
 row and blocks at the next step and gives the leases back.
@@ -154,6 +154,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         continued = () if request.HasField("chat") else prompt_ids[-CONTEXT_TOKENS:]
         answer = Answer(self._tokenizer, stop_strings, after=continued)
         try:
+            admitted = await stream.admitted()
+            self._metrics.admitted(len(prompt_ids), admitted.cached_tokens)
             yield pb.GenerateResponse(
                 started=pb.Started(
                     request_id=request_id,
@@ -162,6 +164,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                     adapters=served,
                     registry_revision=self._revision(),
                     prompt_tokens=len(prompt_ids),
+                    cached_tokens=admitted.cached_tokens,
                 )
             )
             end: Finished | None = None

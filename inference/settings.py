@@ -52,6 +52,8 @@ class Settings:
     """Tokens of prompt and answer together; 0 means the model's own limit."""
     max_batch: int = 64
     """Requests in one step."""
+    prefix_cache: bool = True
+    """Whether a prompt may begin with what earlier requests on the same weights computed."""
     step_tokens: int = 128
     """Tokens in one step, prompts and answers together; more makes prompts faster and running answers jerkier."""
     max_queue: int = 1024
@@ -115,6 +117,8 @@ _PATHS = frozenset(
 )
 _BYTES = frozenset({"adapter_memory", "kv_memory"})
 _COUNTS = frozenset({"threads", "max_context", "max_batch", "step_tokens", "max_queue"})
+_FLAGS = frozenset({"prefix_cache"})
+_FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 _SECONDS = frozenset({"load_wait_s", "drain_s"})
 
 
@@ -126,12 +130,19 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
+def _parse_flag(text: str) -> bool:
+    if text.lower() not in _FLAG_VALUES:
+        raise ValueError("true or false")
+    return _FLAG_VALUES[text.lower()]
+
+
 def _parse(name: str, value: Any) -> Any:
     try:
         if name in _PATHS:
             return Path(value)
-        if name in _BYTES:
-            return value if isinstance(value, int) else parse_bytes(value)
+        if name in _BYTES | _FLAGS:
+            read = parse_bytes if name in _BYTES else _parse_flag
+            return read(value) if isinstance(value, str) else value
         if name in _COUNTS:
             return int(value)
         if name in _SECONDS:
@@ -139,6 +150,6 @@ def _parse(name: str, value: Any) -> Any:
         if name == "adapters" and isinstance(value, str):
             return tuple(part for part in value.split(",") if part)
     except ValueError as error:
-        expected = str(error) if name in _BYTES else "a number"
+        expected = str(error) if name in _BYTES | _FLAGS else "a number"
         raise InvalidRequest(f"{name}: expected {expected}, found {value!r}", field=name) from error
     return value

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from inference.engine.request import Event, Failed, Finished, Request, Token
+from inference.engine.request import Admitted, Event, Failed, Finished, Request, Token
 
 
 class Engine(Protocol):
@@ -36,9 +36,22 @@ class Stream:
 
     def __init__(self, leases: Sequence[Releasable]) -> None:
         self._leases = leases
+        self._admitted: Admitted | None = None
         self._tokens: list[Token] = []
         self._end: Finished | Failed | None = None
         self._news = asyncio.Event()
+
+    async def admitted(self) -> Admitted:
+        """Returns when the first step that computed the request has run; before `batches`. Raises what it failed with.
+
+        A request that is cancelled before that is told to nobody: only who reads the stream cancels it.
+        """
+        while self._admitted is None:
+            await self._news.wait()
+            if isinstance(self._end, Failed):
+                raise self._end.error
+            assert self._admitted is not None or self._end is None, "expected no one to read a cancelled request"
+        return self._admitted
 
     async def batches(self) -> AsyncIterator[list[Token] | Finished]:
         """Every token in order, as many at once as have come, and then Finished. Raises what the engine failed with."""
@@ -60,7 +73,9 @@ class Stream:
         return self._end is not None
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, Token):
+        if isinstance(event, Admitted):
+            self._admitted = event
+        elif isinstance(event, Token):
             self._tokens.append(event)
         else:
             self._end = event
@@ -109,7 +124,7 @@ class Streams:
     def _deal(self, events: Sequence[Event]) -> None:
         for event in events:
             self._streams[event.request_id]._take(event)
-            if not isinstance(event, Token):
+            if isinstance(event, Finished | Failed):
                 self._forget(event.request_id)
 
     def _forget(self, request_id: str) -> None:

@@ -43,12 +43,16 @@ class RequestsFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Where the engine stands; `steps`, `tokens` (answered) and `preemptions` count from its start."""
+    """Where the engine stands; `steps`, `tokens` (answered) and `preemptions` count from its start.
+
+    `blocks_kept` are those of `blocks_free` whose contents a new request can still use.
+    """
 
     running: int
     waiting: int
     blocks: int
     blocks_free: int
+    blocks_kept: int
     steps: int
     tokens: int
     preemptions: int
@@ -147,6 +151,7 @@ class Engine:
             waiting=scheduler.num_waiting + self._submitted,
             blocks=scheduler.blocks.num_blocks,
             blocks_free=scheduler.blocks.num_free,
+            blocks_kept=scheduler.blocks.num_kept,
             steps=self._steps,
             tokens=self._tokens,
             preemptions=scheduler.num_preemptions,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 
+from inference.engine.prefixes import AdapterKey
 from inference.engine.sequence import Sequence
-
-AdapterKey = tuple[tuple[str, float], ...]
 
 
 class FairQueue:

@@ -2,8 +2,10 @@
 
 The life of a request, as the events that its owner sees:
 
-    submit ──► (waiting) ──► Token* ──► Finished     STOP, LENGTH or CANCELLED
-                                   └──► Failed       an error of inference/errors.py; nothing follows it
+    submit ──► (waiting) ──► Admitted ──► Token* ──► Finished     STOP, LENGTH or CANCELLED
+                     └───────────┴───────────┴─────► Failed       an error of inference/errors.py; nothing follows it
+
+A request that is cancelled while it waits is Finished without having been Admitted.
 """
 
 from __future__ import annotations
@@ -81,6 +83,14 @@ class FinishReason(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """The first step that computed the request has run; `cached_tokens` of its prompt needed no computing."""
+
+    request_id: str
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """The next token of an answer; `index` counts from 0. Log-probabilities are natural, before temperature."""
 
@@ -112,7 +122,7 @@ class Failed:
     error: InferenceError
 
 
-Event = Token | Finished | Failed
+Event = Admitted | Token | Finished | Failed
 
 
 def _expect(holds: bool, field_name: str, expected: str, actual: object) -> None:

@@ -8,6 +8,9 @@ The order of a step: every decoding sequence gets its one token, then prefills u
 sequences are admitted while the token budget, the rows and the blocks last. A sequence is admitted with the blocks of
 all its known tokens, so only decoding needs more later; when none is free the newest sequence is preempted. The oldest
 never is, and any request fits alone, so every request ends.
+
+A full block that was computed is published under a key of its weights and tokens (see prefixes), and a sequence that is
+admitted takes the published blocks of its beginning instead of computing them; its last token it always computes.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from operator import attrgetter
 
 from inference.engine.blocks import BlockPool
 from inference.engine.fair_queue import FairQueue
-from inference.engine.request import Event, Failed, Finished, FinishReason, Request, Token
+from inference.engine.prefixes import BlockKey
+from inference.engine.request import Admitted, Event, Failed, Finished, FinishReason, Request, Token
 from inference.engine.sequence import Chunk, Sampled, Sequence
 from inference.errors import EngineFailed, InferenceError, PromptTooLong
 
@@ -41,10 +45,14 @@ class Limits:
 
 
 class Scheduler:
-    """Owns every sequence and the block pool. One thread at a time may call it."""
+    """Owns every sequence and the block pool. One thread at a time may call it.
 
-    def __init__(self, limits: Limits, *, num_blocks: int, block_size: int) -> None:
+    `is_prefix_cached`: whether sequences may begin with blocks that others computed.
+    """
+
+    def __init__(self, limits: Limits, *, num_blocks: int, block_size: int, is_prefix_cached: bool = True) -> None:
         self.limits = limits
+        self.is_prefix_cached = is_prefix_cached
         self.blocks = BlockPool(num_blocks=num_blocks, block_size=block_size)
         if limits.max_context > num_blocks * block_size:
             raise ValueError(
@@ -113,13 +121,18 @@ class Scheduler:
         tokens = iter(sampled)
         events: list[Event] = []
         for chunk in chunks:
-            chunk.sequence.computed += chunk.length
-            if not chunk.samples:
+            sequence = chunk.sequence
+            token = next(tokens) if chunk.samples else None
+            if chunk.samples and token is None:
+                events += self.fail([sequence.request.id], EngineFailed("the logits are not finite numbers"))
                 continue
-            if (token := next(tokens)) is None:
-                events += self.fail([chunk.sequence.request.id], EngineFailed("the logits are not finite numbers"))
-            else:
-                events += self._append(chunk.sequence, token, now_s)
+            sequence.computed += chunk.length
+            self._publish(sequence, chunk.start)
+            if not sequence.is_announced:
+                sequence.is_announced = True
+                events.append(Admitted(sequence.request.id, sequence.cached_tokens))
+            if token is not None:
+                events += self._append(sequence, token, now_s)
         return events
 
     def cancel(self, request_id: str, now_s: float) -> list[Event]:
@@ -151,6 +164,10 @@ class Scheduler:
             assert self.blocks.needed_for(len(sequence.tokens) - 1) <= len(sequence.blocks), "a block is missing"
             assert len(sequence.blocks) <= self.blocks.needed_for(len(sequence.tokens)), "a block is too many"
             assert 0 <= sequence.computed < len(sequence.tokens) <= self.limits.max_context, "it should have ended"
+            full = sequence.computed // self.blocks.block_size
+            for block, key in zip(sequence.blocks, self._keys(sequence, full), strict=False):
+                assert self.blocks.key_of(block) in (None, key), "a block holds other tokens, or those of other weights"
+            assert not any(map(self.blocks.key_of, sequence.blocks[full:])), "a block was published before it is full"
         for sequence in waiting:
             assert not sequence.blocks, "a waiting sequence holds blocks"
             assert sequence.computed == 0, "a waiting sequence has lost what it computed"
@@ -191,19 +208,38 @@ class Scheduler:
             if sequence is None:
                 break
             # Beside its own blocks, one for each running sequence stays free: else it would soon be preempted again.
-            needed = self.blocks.needed_for(len(sequence.tokens))
-            if needed + len(self._running) > self.blocks.num_free:
+            cached = self._find_prefix(sequence)
+            missing = self.blocks.needed_for(len(sequence.tokens)) - len(cached)
+            if missing + len(self._running) > self.blocks.num_free - self.blocks.num_kept_of(cached):
                 break
             if self._preempted:
                 self._preempted.pop(0)
             else:
                 self._queue.pop()
-            sequence.blocks = self.blocks.allocate(needed)
-            sequence.started_s = now_s if sequence.started_s is None else sequence.started_s
+            self.blocks.share(cached)
+            sequence.blocks = cached + self.blocks.allocate(missing)
+            sequence.computed = len(cached) * self.blocks.block_size
+            if sequence.started_s is None:
+                sequence.started_s = now_s
+                sequence.cached_tokens = sequence.computed
             bisect.insort(self._running, sequence, key=_BY_AGE)
             admitted.append(sequence)
             budget -= sequence.remaining
         return admitted
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the beginning of a waiting sequence; never its last token, whose logits are wanted."""
+        return self.blocks.find(self._keys(sequence, (len(sequence.tokens) - 1) // self.blocks.block_size))
+
+    def _publish(self, sequence: Sequence, start: int) -> None:
+        """Lets others find the blocks that became full since the position `start`."""
+        first, end = start // self.blocks.block_size, sequence.computed // self.blocks.block_size
+        if end > first:
+            for block, key in list(zip(sequence.blocks, self._keys(sequence, end), strict=False))[first:]:
+                self.blocks.publish(block, key)
+
+    def _keys(self, sequence: Sequence, count: int) -> list[BlockKey]:
+        return sequence.block_keys(count, block_size=self.blocks.block_size) if self.is_prefix_cached else []
 
     def _append(self, sequence: Sequence, sampled: Sampled, now_s: float) -> list[Event]:
         request = sequence.request

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from inference.engine import prefixes
 from inference.engine.request import Request
 
 
@@ -15,7 +16,8 @@ class Sequence:
         computed  ─────────► |               keys and values of these positions are in `blocks`
 
     A waiting sequence has no blocks and nothing computed. Preemption takes both away and keeps the tokens, so that
-    the answer goes on exactly where it stopped once they are computed again.
+    the answer goes on exactly where it stopped once they are computed again. What is computed may be the work of
+    another sequence that began with the same tokens on the same weights; such blocks are full and only read.
     """
 
     request: Request
@@ -24,12 +26,25 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    is_announced: bool = False
+    """Whether its owner knows that it was admitted."""
     started_s: float | None = None
     """When the first step that computed it was scheduled."""
     first_token_s: float | None = None
+    cached_tokens: int = 0
+    """Tokens of the prompt that were computed before this sequence came, at its first admission."""
+    _keys: list[prefixes.BlockKey] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
+
+    def block_keys(self, count: int, *, block_size: int) -> list[prefixes.BlockKey]:
+        """The keys of its first `count` blocks, whose tokens are all known."""
+        assert count * block_size <= len(self.tokens), f"expected {count} full blocks in {len(self.tokens)} tokens"
+        for index in range(len(self._keys), count):
+            before = self._keys[-1] if self._keys else prefixes.root(self.request.adapter_key)
+            self._keys.append(prefixes.extend(before, self.tokens[index * block_size : (index + 1) * block_size]))
+        return self._keys[:count]
 
     @property
     def num_outputs(self) -> int:

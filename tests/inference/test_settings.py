@@ -27,6 +27,7 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
         ("MAX_BATCH", "0", "max_batch: expected at least 1, found 0"),
         ("ADAPTER_MEMORY", "12 parsecs", "adapter_memory: expected a size such as 512MiB"),
         ("DEVICE", "cuda", "CUDA path is not part of this release"),
+        ("PREFIX_CACHE", "maybe", "prefix_cache: expected true or false, found 'maybe'"),
         ("DTYPE", "int4", "dtype: expected auto, float32 or bfloat16, found int4"),
         ("MAX_BACTH", "3", "unknown setting LORAPLEX_WORKER_MAX_BACTH"),
     ],
@@ -34,6 +35,13 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
 def test_a_bad_setting_is_refused_by_name(variable: str, value: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         Settings.read({"model": "m"}, {f"LORAPLEX_WORKER_{variable}": value})
+
+
+def test_a_flag_turned_off_wins_over_a_variable_that_turns_it_on() -> None:
+    on = {"LORAPLEX_WORKER_PREFIX_CACHE": "True"}
+    assert Settings.read({"model": "m", "prefix_cache": None}, on).prefix_cache
+    assert not Settings.read({"model": "m", "prefix_cache": False}, on).prefix_cache
+    assert not Settings.read({"model": "m"}, {"LORAPLEX_WORKER_PREFIX_CACHE": "0"}).prefix_cache
 
 
 def test_no_model_says_how_to_give_one() -> None:

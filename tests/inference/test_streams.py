@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from inference.engine.request import Failed, Finished, FinishReason, Request, SamplingParams, Token
+from inference.engine.request import Admitted, Failed, Finished, FinishReason, Request, SamplingParams, Token
 from inference.errors import EngineFailed, QueueFull
 from inference.streams import Stream, Streams
 
@@ -39,7 +39,7 @@ def make_request() -> Request:
     return Request(id="r", prompt_ids=(1,), sampling=SamplingParams(max_tokens=3))
 
 
-def deliver_from_another_thread(streams: Streams, *batches: list[Token | Finished | Failed]) -> None:
+def deliver_from_another_thread(streams: Streams, *batches: list[Admitted | Token | Finished | Failed]) -> None:
     def run() -> None:
         for batch in batches:
             streams.deliver(batch)
@@ -80,6 +80,26 @@ async def test_a_reader_that_keeps_up_gets_each_step() -> None:
         await asyncio.sleep(0)
     deliver_from_another_thread(streams, [END])
     assert await reading == ([[10], [11], [12]], END)
+
+
+async def test_a_request_is_admitted_before_its_first_token() -> None:
+    streams = Streams()
+    stream = streams.open(Engine(), make_request(), [])
+    admitted = asyncio.create_task(stream.admitted())
+    await asyncio.sleep(0)
+    assert not admitted.done()
+    deliver_from_another_thread(streams, [Admitted("r", cached_tokens=7), Token("r", 0, 10)], [END])
+    assert (await admitted).cached_tokens == 7
+    assert await read(stream) == ([[10]], END)
+
+
+async def test_a_request_that_fails_in_the_queue_says_why() -> None:
+    streams, lease = Streams(), Lease()
+    stream = streams.open(Engine(), make_request(), [lease])
+    deliver_from_another_thread(streams, [Failed("r", EngineFailed("the engine ended"))])
+    with pytest.raises(EngineFailed, match="the engine ended"):
+        await stream.admitted()
+    assert lease.releases == 1
 
 
 async def test_a_lease_outlives_its_reader_until_the_engine_is_done() -> None:

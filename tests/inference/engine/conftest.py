@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from inference.engine.request import Event, Failed, Finished, Request, SamplingParams, SlotUse, Token
+from inference.engine.request import Admitted, Event, Failed, Finished, Request, SamplingParams, SlotUse, Token
 from inference.engine.scheduler import Limits, Scheduler
 from inference.engine.sequence import Chunk, Sampled
 
@@ -65,12 +65,16 @@ class Simulation:
         max_running: int = 8,
         max_step_tokens: int = 32,
         max_waiting: int = 1000,
+        is_prefix_cached: bool = True,
     ) -> None:
         limits = Limits(max_context, max_running, max_step_tokens, max_waiting)
-        self.scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=block_size)
+        self.scheduler = Scheduler(
+            limits, num_blocks=num_blocks, block_size=block_size, is_prefix_cached=is_prefix_cached
+        )
         self.runner = TokenRunner(block_size=block_size)
         self.now_s = 0.0
         self.outputs: dict[str, list[int]] = {}
+        self.cached: dict[str, int] = {}
         self.ends: dict[str, Finished | Failed] = {}
         self._ids = count()
 
@@ -80,13 +84,14 @@ class Simulation:
         *,
         max_tokens: int = 4,
         adapter: str | None = None,
+        weight: float = 1.0,
         stop: Sequence[int] = (),
         id: str = "",
     ) -> Request:
         """A request with its own id; a number as the prompt stands for so many tokens."""
         number = next(self._ids)
         tokens = [(number + i) % VOCABULARY for i in range(prompt)] if isinstance(prompt, int) else prompt
-        uses = () if adapter is None else (SlotUse(slot=len(adapter), digest=adapter),)
+        uses = () if adapter is None else (SlotUse(slot=len(adapter), digest=adapter, weight=weight),)
         params = SamplingParams(max_tokens)
         return Request(id or f"r{number}", tuple(tokens), params, frozenset(stop), uses, arrival_s=self.now_s)
 
@@ -112,7 +117,11 @@ class Simulation:
     def take(self, events: list[Event]) -> None:
         for event in events:
             assert event.request_id not in self.ends, "nothing follows the end of a request"
-            if isinstance(event, Token):
+            if isinstance(event, Admitted):
+                assert event.request_id not in self.cached, "a request is admitted once"
+                self.cached[event.request_id] = event.cached_tokens
+            elif isinstance(event, Token):
+                assert event.request_id in self.cached, "nothing is answered before the request is admitted"
                 outputs = self.outputs.setdefault(event.request_id, [])
                 assert event.index == len(outputs)
                 outputs.append(event.token_id)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inference.engine.engine import Engine, RequestsFailed, StepRunner
-from inference.engine.request import Event, Failed, Finished, FinishReason, Request, Token
+from inference.engine.request import Admitted, Event, Failed, Finished, FinishReason, Request, Token
 from inference.engine.sequence import Chunk, Sampled
 from inference.errors import Draining, EngineFailed, InvalidRequest, PromptTooLong, QueueFull
 
@@ -48,7 +48,7 @@ class Inbox:
                 assert event.request_id not in self.ends
                 if isinstance(event, Token):
                     self.outputs[event.request_id].append(event.token_id)
-                else:
+                elif isinstance(event, Finished | Failed):
                     self.ends[event.request_id] = event
             self.changed.notify_all()
 
@@ -117,7 +117,7 @@ def test_the_events_of_one_step_are_handed_over_in_one_call(gated: tuple[Bench, 
     request = bench.submit(3, max_tokens=2)
     gate.passes.release(2)
     bench.inbox.wait_for(request)
-    assert [[type(event) for event in call] for call in bench.inbox.calls] == [[Token], [Token, Finished]]
+    assert [[type(event) for event in call] for call in bench.inbox.calls] == [[Admitted, Token], [Token, Finished]]
 
 
 def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room(gated: tuple[Bench, Gate]) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from adapter.manifest import manifest_of_adapter
 from inference.engine.engine import Engine
 from inference.engine.kv_cache import KVCache
-from inference.engine.request import Event, Failed, Finished, Request, SamplingParams, SlotUse, Token
+from inference.engine.request import Admitted, Event, Failed, Finished, Request, SamplingParams, SlotUse, Token
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.lora.bank import Bank
@@ -80,6 +80,8 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
         generator = torch.Generator().manual_seed(seed)
         tensors, pattern = {}, {}
         for module, (out_features, in_features) in modules.items():
+            if ".layers." not in module:
+                continue
             layer, short = int(module.split(".")[2]), next(s for s, end in SUFFIXES.items() if module.endswith(end))
             rank = ranks.get((layer, short), ranks.get(short, 0))
             if rank:
@@ -121,6 +123,7 @@ class Worker:
         max_running: int = 8,
         max_step_tokens: int = 64,
         wait_s: float = 30.0,
+        is_prefix_cached: bool = True,
     ) -> None:
         config = model.config
         self.modules = modules_of(model.sites)
@@ -128,6 +131,7 @@ class Worker:
             Limits(max_context=128, max_running=max_running, max_step_tokens=max_step_tokens, max_waiting=1000),
             num_blocks=num_blocks,
             block_size=4,
+            is_prefix_cached=is_prefix_cached,
         )
         kv_cache = KVCache(
             num_layers=config.num_layers,
@@ -154,6 +158,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._ends: dict[str, asyncio.Future[Finished | Failed]] = {}
         self.tokens: dict[str, list[Token]] = {}
+        self.cached_tokens: list[int] = []  # of each request, in the order of their admission
         self._cancel_after: dict[str, int | None] = {}
         self._ids = count()
         self.engine.start()
@@ -205,11 +210,13 @@ class Worker:
 
     def _deal(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, Token):
+            if isinstance(event, Admitted):
+                self.cached_tokens.append(event.cached_tokens)
+            elif isinstance(event, Token):
                 self.tokens[event.request_id].append(event)
                 if event.index + 1 == self._cancel_after[event.request_id]:
                     self.engine.cancel(event.request_id)
-            else:
+            elif isinstance(event, Finished | Failed):
                 end = self._ends.pop(event.request_id)
                 if not end.cancelled():
                     end.set_result(event)
