@@ -7,9 +7,10 @@ is for expand on the same device: on CUDA it is sums over slices of D_in, which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,3 +127,11 @@ def _ops(device: str) -> ModuleType:
 
         return cuda
     raise UnsupportedDevice(f"expected tensors on the device 'cpu' or 'cuda', found '{device}'")
+
+
+def _op(device: str, name: str) -> Callable[..., Any]:
+    """An op that not every device has yet. Raises UnsupportedDevice where it is missing."""
+    found: Callable[..., Any] | None = getattr(_ops(device), name, None)
+    if found is None:
+        raise UnsupportedDevice(f"this release has no kernels.{device}.{name}: the adapters that need it run on a CPU")
+    return found
