@@ -123,6 +123,7 @@ RULES: dict[str, Rule] = {
     _REGISTRY + "RotateToken": Rule(Scope.ADMIN),
     _REGISTRY + "RevokeToken": Rule(Scope.ADMIN),
     _UPKEEP + "CompactEvents": Rule(Scope.ADMIN),
+    _UPKEEP + "CollectBlobs": Rule(Scope.ADMIN),
     _WATCH + "Watch": Rule(Scope.WATCH, _everything),
     _WORKER + "ReportWorker": Rule(Scope.REPORT),
     _WORKER + "ListWorkers": Rule(Scope.READ),

@@ -34,6 +34,7 @@ from registry.registration import Registration
 from registry.service import RegistryService
 from registry.settings import Settings
 from registry.shelves import FolderShelf, open_shelf
+from registry.sources import Sources
 from registry.spool import Spool
 from registry.store import Store
 from registry.store.compaction import Keep
@@ -103,8 +104,14 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
         compacting = keep_compacting(store.compaction, keep, every_s=settings.compact_every_s)
         await stack.enter_async_context(_running(compacting, "compaction"))
         access = Access(settings.security, store.tokens, listener, client_grants=settings.client_grants)
-        upkeep = UpkeepService(store.compaction, keep)
-        yield Registry(_services(store, blobs, watches, access, upkeep), listener, access)
+        registration = Registration(store, blobs, Sources(settings.source_roots))
+        services = _services(
+            RegistryService(store, blobs, registration),
+            WatchService(watches, access),
+            WorkerService(store),
+            UpkeepService(store.compaction, keep, blobs, store.blob_uses),
+        )
+        yield Registry(services, listener, access)
 
 
 def _make_blobs(settings: Settings) -> BlobStore:
@@ -143,23 +150,24 @@ def _report(task: asyncio.Task[None]) -> None:
         log.critical("the %s failed", task.get_name(), exc_info=error)
 
 
-def _services(store: Store, blobs: BlobStore, watches: Watches, access: Access, upkeep: UpkeepService) -> list[Service]:
-    registry, watch, worker = registry_service_pb2, watch_service_pb2, worker_service_pb2
+def _services(
+    registry: RegistryService, watch: WatchService, worker: WorkerService, upkeep: UpkeepService
+) -> list[Service]:
     return [
         Service(
-            registry.DESCRIPTOR.services_by_name["RegistryService"],
+            registry_service_pb2.DESCRIPTOR.services_by_name["RegistryService"],
             registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryService(store, blobs, Registration(store, blobs)),
+            registry,
         ),
         Service(
-            watch.DESCRIPTOR.services_by_name["WatchService"],
+            watch_service_pb2.DESCRIPTOR.services_by_name["WatchService"],
             watch_service_pb2_grpc.add_WatchServiceServicer_to_server,
-            WatchService(watches, access),
+            watch,
         ),
         Service(
-            worker.DESCRIPTOR.services_by_name["WorkerService"],
+            worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"],
             worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
-            WorkerService(store),
+            worker,
         ),
         Service(
             upkeep_service_pb2.DESCRIPTOR.services_by_name["UpkeepService"],

@@ -51,6 +51,8 @@ from registry.upkeep_client import UpkeepClient
 
 # Long enough for a registry that waits for a lock or for Postgres to come back, short enough for a person.
 DEADLINE_S = 15.0
+# Nobody here knows how large a folder on the registry's side is.
+SOURCE_DEADLINE_S = 600.0
 # The most that the registry gives at once.
 PAGE_SIZE = 1000
 
@@ -191,6 +193,32 @@ class RegistryClient:
             ),
             # The registry reads every number of the file before it answers.
             deadline_s=self._deadline_s + manifest.size_bytes / 100e6,
+        )
+        return RegisteredVersion(messages.read_version(answer.version), answer.revision, answer.created)
+
+    async def register_from(
+        self,
+        source: str,
+        *,
+        adapter: str,
+        base_model: str,
+        parent: str = "",
+        provenance: Provenance | None = None,
+        validate_only: bool = False,
+    ) -> RegisteredVersion:
+        """Registers a PEFT folder that the registry reads itself: a path or URL on its side."""
+        answer = await self._call(
+            self._registry.RegisterAdapterVersion,
+            pb.RegisterAdapterVersionRequest(
+                adapter=adapter,
+                base_model=base_model,
+                source=source,
+                parent=parent,
+                provenance=messages.write_provenance(provenance or Provenance()),
+                request_id=new_request_id(),
+                validate_only=validate_only,
+            ),
+            deadline_s=SOURCE_DEADLINE_S,
         )
         return RegisteredVersion(messages.read_version(answer.version), answer.revision, answer.created)
 

@@ -9,6 +9,7 @@ RegistryError
 │   └── BlobMismatch          INVALID_ARGUMENT      the bytes are not what the header said
 ├── Unauthenticated           UNAUTHENTICATED
 ├── PermissionDenied          PERMISSION_DENIED
+├── SourceNotAllowed          PERMISSION_DENIED     the registry may not read the folder
 ├── BaseModelNotFound         NOT_FOUND
 ├── AdapterNotFound           NOT_FOUND
 ├── VersionNotFound           NOT_FOUND
@@ -33,6 +34,7 @@ RegistryError
 ├── DataDirInUse              FAILED_PRECONDITION   another registry process owns the data directory
 ├── SchemaUnknown             FAILED_PRECONDITION   the database was migrated by a newer release
 ├── StorageUnknown            FAILED_PRECONDITION   the URL is not of a storage that the registry may use
+├── SourceUnreadable          FAILED_PRECONDITION   the folder is not an adapter that can be read
 ├── BlobTooLarge              RESOURCE_EXHAUSTED
 ├── StorageFull               RESOURCE_EXHAUSTED
 ├── OffsetPastEnd             OUT_OF_RANGE
@@ -254,6 +256,18 @@ class StorageUnknown(RegistryError):
 
 class BlobTooLarge(RegistryError):
     """The file is larger than the registry accepts."""
+
+class SourceNotAllowed(RegistryError):
+    """The registry may not read this folder."""
+
+    code, reason = "PERMISSION_DENIED", "SOURCE_NOT_ALLOWED"
+
+
+class SourceUnreadable(RegistryError):
+    """The registry cannot read this folder."""
+
+    code, reason = "FAILED_PRECONDITION", "SOURCE_UNREADABLE"
+
 
     code, reason = "RESOURCE_EXHAUSTED", "BLOB_TOO_LARGE"
 

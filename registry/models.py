@@ -4,6 +4,7 @@
     base_models ─┬─ base_model_parents
                  └─ adapters ─── adapter_versions ─┬─ aliases ─── alias_targets
                                   └─ parent ───────┘     └─ alias_changes    never compacted
+    blob_uses                                               files that someone was told are here
     requests                                                answers kept for repeated requests
     tokens                                                  hashes of secrets, never the secrets
     workers                                                 leases; not part of any revision
@@ -178,6 +179,8 @@ class VersionRow(Table):
             name="fk_adapter_versions_parent",
         ),
         Index(None, "parent_adapter", "parent_number"),
+        # Versions by the files that they need.
+        Index(None, "manifest", postgresql_using="gin", postgresql_ops={"manifest": "jsonb_path_ops"}),
         CheckConstraint("number >= 1", name="number"),
         CheckConstraint("state IN ('registered', 'validated', 'rejected', 'retired')", name="state"),
         CheckConstraint("(parent_adapter IS NULL) = (parent_number IS NULL)", name="parent"),
@@ -264,6 +267,15 @@ class TokenRow(Table):
     expire_time: Mapped[datetime | None]
     revoke_time: Mapped[datetime | None]
     revision: Mapped[int]
+
+
+class BlobUseRow(Table):
+    """When someone was last told that a stored file is here, or brought it."""
+
+    __tablename__ = "blob_uses"
+
+    digest: Mapped[str] = mapped_column(Digest, primary_key=True)
+    time: Mapped[datetime]
 
 
 class WorkerRow(Table):

@@ -8,6 +8,7 @@ from adapter.manifest import Manifest
 from registry.artifacts import Artifact, check_artifact
 from registry.blobs import BlobStore
 from registry.resources import Provenance
+from registry.sources import Sources
 from registry.store import Store
 from registry.store.database import Call
 from registry.store.versions import NewVersion, RegisteredVersion
@@ -19,10 +20,17 @@ MAX_CHECKS = 2
 class Registration:
     """Registers versions."""
 
-    def __init__(self, store: Store, blobs: BlobStore) -> None:
+    def __init__(self, store: Store, blobs: BlobStore, sources: Sources) -> None:
         self._store = store
         self._blobs = blobs
+        self._sources = sources
         self._checks = asyncio.Semaphore(MAX_CHECKS)
+
+    async def fetch(self, source: str) -> Manifest:
+        """Stores the files of a folder that the registry may read itself; see `Sources.fetch` for what it raises."""
+        manifest = await self._sources.fetch(source, self._blobs)
+        await self._store.blob_uses.note(file.digest for file in manifest.files)
+        return manifest
 
     async def register(
         self,
@@ -44,6 +52,8 @@ class Registration:
         if kept is not None:
             artifact = Artifact(kept.rank, kept.alpha, kept.target_modules, kept.features)
         else:
+            # From here on no collection removes the files; when the version is there it needs them.
+            await self._store.blob_uses.note(file.digest for file in manifest.files)
             async with self._checks:
                 artifact = await check_artifact(self._blobs, manifest, shapes)
         new = NewVersion(

@@ -59,6 +59,13 @@ def check_alias(alias: str) -> str:
     return check_name(alias, "alias") if alias else DEFAULT_ALIAS
 
 
+def check_digest(digest: str) -> str:
+    """`sha256:` and 64 lower-case hex digits."""
+    if not names.is_digest(digest):
+        raise InvalidRequest(f"expected sha256: and 64 lower-case hex digits, found {digest[:80]!r}", field="digest")
+    return digest
+
+
 def check_reference(text: str, field: str) -> Reference:
     """A reference by the rule of `adapter.names`."""
     try:

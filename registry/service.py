@@ -20,6 +20,7 @@ from registry.registration import Registration
 from registry.requests import (
     MAX_PROVENANCE_BYTES,
     check_alias,
+    check_digest,
     check_modules,
     check_name,
     check_parents,
@@ -85,6 +86,7 @@ class RegistryService(AdminService):
     ) -> pb.FindMissingBlobsResponse:
         if len(request.blobs) > MAX_FILES:
             raise InvalidRequest(f"blobs: expected at most {MAX_FILES}, found {len(request.blobs)}", field="blobs")
+        await self._store.blob_uses.note(check_digest(blob.digest) for blob in request.blobs)
         missing = await self._blobs.missing((blob.digest, blob.size_bytes) for blob in request.blobs)
         received = {digest: await self._blobs.received(digest) for digest in missing}
         return pb.FindMissingBlobsResponse(
@@ -101,12 +103,14 @@ class RegistryService(AdminService):
             raise InvalidRequest("expected the header in the first message, found none", field="header")
         digest = first.header.digest
         try:
+            await self._store.blob_uses.note([check_digest(digest)])
             stored = await self._blobs.receive(
                 digest, first.header.size_bytes, _chunks(parts), offset=first.header.offset_bytes
             )
         except RegistryError:
             await _discard(parts)
             raise
+        await self._store.blob_uses.note([digest])  # the upload may have taken longer than any grace
         return pb.UploadBlobResponse(digest=digest, existed=not stored)
 
     async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
@@ -121,11 +125,12 @@ class RegistryService(AdminService):
             raise InvalidRequest(
                 f"provenance: expected at most {MAX_PROVENANCE_BYTES} bytes, found {size}", field="provenance"
             )
+        adapter, base_model = check_name(request.adapter, "adapter"), check_name(request.base_model, "base_model")
         answer = await self._registration.register(
             make_call("RegisterAdapterVersion", request),
-            adapter=check_name(request.adapter, "adapter"),
-            base_model=check_name(request.base_model, "base_model"),
-            manifest=messages.read_manifest(request.manifest),
+            adapter=adapter,
+            base_model=base_model,
+            manifest=await self._manifest(request),
             parent=check_version_name(request.parent, "parent"),
             provenance=messages.read_provenance(request.provenance),
             dry_run=request.validate_only,
@@ -133,6 +138,14 @@ class RegistryService(AdminService):
         return pb.RegisterAdapterVersionResponse(
             version=messages.write_version(answer.version), revision=answer.revision, created=answer.created
         )
+
+    async def _manifest(self, request: pb.RegisterAdapterVersionRequest) -> Manifest:
+        """Of what was uploaded, or of what the registry fetches itself."""
+        if not request.source:
+            return messages.read_manifest(request.manifest)
+        if request.manifest.files:
+            raise InvalidRequest("expected a manifest or a source, found both", field="source")
+        return await self._registration.fetch(check_text(request.source, "source"))
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.GetAdapterResponse:
         return pb.GetAdapterResponse(adapter=messages.write_adapter(await self._store.adapters.get(request.adapter)))

@@ -5,6 +5,7 @@ LORAPLEX_REGISTRY_LISTEN            `host:port` or `unix:path`; loopback, unless
 LORAPLEX_REGISTRY_DATA_DIR          where blobs and the embedded Postgres live
 LORAPLEX_REGISTRY_DRAIN_S           how long running calls may take to finish when the process is told to stop
 LORAPLEX_REGISTRY_BLOBS             path or URL of the stored files, `s3://BUCKET/PREFIX`; `blobs` in the data folder
+LORAPLEX_REGISTRY_SOURCE_ROOTS      folders, with commas between, that versions may be registered from without upload
 LORAPLEX_REGISTRY_MAX_BLOB_BYTES    the largest file that is accepted
 LORAPLEX_REGISTRY_POOL_SIZE         connections to Postgres, beside the listener's
 LORAPLEX_REGISTRY_POLL_S            how often the listener looks for itself, should a NOTIFY be lost
@@ -44,6 +45,7 @@ class Settings:
     security: Security = field(default_factory=Security)
     client_grants: Mapping[str, Grant] = field(default_factory=dict)
     blobs: str = ""
+    source_roots: tuple[str, ...] = ()
     drain_s: float = 10.0
     # An adapter of rank 512 on all linear layers of a 70B model is about 13 GiB.
     max_blob_bytes: int = 16 * 2**30
@@ -101,6 +103,7 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ),
         client_grants=read_client_grants(client_scopes) if client_scopes else {},
         blobs=environ.get(PREFIX + "BLOBS", ""),
+        source_roots=tuple(one for one in environ.get(PREFIX + "SOURCE_ROOTS", "").split(",") if one),
         drain_s=read("DRAIN_S", float, default.drain_s),
         max_blob_bytes=read("MAX_BLOB_BYTES", int, default.max_blob_bytes),
         pool_size=read("POOL_SIZE", int, default.pool_size),

@@ -24,6 +24,15 @@ class Compacted:
     removed_events: int
 
 
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Answer of `collect`: how many files were removed, or would be, and the digests of at most 1000 of them."""
+
+    digests: tuple[str, ...]
+    count: int
+    size_bytes: int
+
+
 class UpkeepClient:
     """UpkeepService over the client's channel."""
 
@@ -36,6 +45,12 @@ class UpkeepClient:
         request = pb.CompactEventsRequest(keep_revisions=keep_revisions, keep=_duration(keep_s))
         answer = await self._calls.call(self._stub.CompactEvents, request, deadline_s=DEADLINE_S)
         return Compacted(answer.compacted_revision, answer.revision, answer.removed_events)
+
+    async def collect(self, *, grace_s: float | None = None, validate_only: bool = False) -> Collected:
+        """Removes stored files that no version needs, but none that was used within the grace, 24 hours by default."""
+        request = pb.CollectBlobsRequest(validate_only=validate_only, grace=_duration(grace_s))
+        answer = await self._calls.call(self._stub.CollectBlobs, request, deadline_s=DEADLINE_S)
+        return Collected(tuple(one.digest for one in answer.blobs), answer.count, answer.size_bytes)
 
 
 def _duration(seconds: float | None) -> Duration | None:

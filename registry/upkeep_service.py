@@ -8,7 +8,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from loraplex.registry.v1 import upkeep_service_pb2 as pb
 from loraplex.registry.v1.upkeep_service_pb2_grpc import UpkeepServiceServicer
+from registry.blobs import BlobStore
+from registry.collection import DEFAULT_GRACE_S, MIN_GRACE_S, collect
 from registry.errors import InvalidRequest
+from registry.store.blob_uses import BlobUses
 from registry.store.compaction import Compaction, Keep
 
 # mypy-protobuf's own context type is private to each stub.
@@ -16,12 +19,14 @@ Context = Any
 
 
 class UpkeepService(UpkeepServiceServicer):
-    """Compaction of events."""
+    """Compaction of events, and collection of blobs that no version needs."""
 
-    def __init__(self, compaction: Compaction, keep: Keep) -> None:
+    def __init__(self, compaction: Compaction, keep: Keep, blobs: BlobStore, uses: BlobUses) -> None:
         """`keep` is what stays when a caller does not say."""
         self._compaction = compaction
         self._keep = keep
+        self._blobs = blobs
+        self._uses = uses
 
     async def CompactEvents(self, request: pb.CompactEventsRequest, context: Context) -> pb.CompactEventsResponse:
         keep = Keep(
@@ -31,6 +36,17 @@ class UpkeepService(UpkeepServiceServicer):
         done = await self._compaction.run(keep)
         return pb.CompactEventsResponse(
             compacted_revision=done.compacted_revision, revision=done.revision, removed_events=done.removed_events
+        )
+
+    async def CollectBlobs(self, request: pb.CollectBlobsRequest, context: Context) -> pb.CollectBlobsResponse:
+        grace_s = _seconds(request.grace, "grace") if request.HasField("grace") else DEFAULT_GRACE_S
+        if grace_s < MIN_GRACE_S:
+            raise InvalidRequest(f"grace: expected at least {MIN_GRACE_S:.0f} s, found {grace_s:g} s", field="grace")
+        found = await collect(self._blobs, self._uses, grace_s=grace_s, dry_run=request.validate_only)
+        return pb.CollectBlobsResponse(
+            blobs=[pb.CollectedBlob(digest=one.digest, size_bytes=one.size_bytes) for one in found.named],
+            count=found.count,
+            size_bytes=found.size_bytes,
         )
 
 

@@ -42,7 +42,8 @@ def _read_share(_: click.Context, __: click.Parameter, found: str | None) -> int
 
 
 @click.command()
-@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), required=False)
+@click.option("--source", default="", metavar="FOLDER", help="In place of PATH: a path or URL that the registry reads.")
 @click.option("--name", required=True, help="The adapter to register under; made with its first version.")
 @click.option("--base", "base_model", required=True, help="The base model that it was trained for.")
 @click.option("--parent", default="", metavar="NAME:NUMBER", help="The version that it was trained from.")
@@ -57,7 +58,8 @@ def _read_share(_: click.Context, __: click.Parameter, found: str | None) -> int
 def register(
     context: click.Context,
     *,
-    path: Path,
+    path: Path | None,
+    source: str,
     name: str,
     base_model: str,
     parent: str,
@@ -72,6 +74,8 @@ def register(
 
     PATH holds adapter_config.json and adapter_model.safetensors. The same files again give the version already there.
     """
+    if (path is None) == (not source):
+        raise click.UsageError("give either PATH, to upload it, or --source, for the registry to read", context)
     if dry_run and alias:
         raise click.UsageError("--dry-run registers nothing that --promote could point at", context)
 
@@ -84,16 +88,22 @@ def register(
         check_name(name)
         if alias is not None:
             check_name(alias, what="alias")
-        with byte_progress(f"uploading {path.name}") as progress:
-            registered = await session.client.register(
-                path,
-                adapter=name,
-                base_model=base_model,
-                parent=parent,
-                provenance=Provenance(git_commit, run_uri, datasets, labels),
-                validate_only=dry_run,
-                on_progress=progress,
+        provenance = Provenance(git_commit, run_uri, datasets, labels)
+        if path is None:
+            registered = await session.client.register_from(
+                source, adapter=name, base_model=base_model, parent=parent, provenance=provenance, validate_only=dry_run
             )
+        else:
+            with byte_progress(f"uploading {path.name}") as progress:
+                registered = await session.client.register(
+                    path,
+                    adapter=name,
+                    base_model=base_model,
+                    parent=parent,
+                    provenance=provenance,
+                    validate_only=dry_run,
+                    on_progress=progress,
+                )
         version = registered.version
         promoted = await session.client.promote(name, version.number, alias=alias) if alias is not None else None
         if session.printer.writes_documents:

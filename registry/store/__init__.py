@@ -6,6 +6,7 @@ from registry.store.adapters import Adapters
 from registry.store.aliases import Aliases
 from registry.store.audit import Audit
 from registry.store.base_models import BaseModels
+from registry.store.blob_uses import BlobUses
 from registry.store.changes import Changes
 from registry.store.compaction import Compaction
 from registry.store.database import Database
@@ -24,6 +25,7 @@ class Store:
         self.adapters = Adapters(database)
         self.versions = Versions(database)
         self.aliases = Aliases(database)
+        self.blob_uses = BlobUses(database)
         self.changes = Changes(database)
         self.compaction = Compaction(database)
         self.workers = Workers(database)

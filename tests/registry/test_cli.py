@@ -178,6 +178,20 @@ async def test_a_canary_is_promoted_by_its_share(commands: Any, tmp_path: Path) 
     )
 
 
+async def test_unneeded_files_are_counted_before_they_are_removed(commands: Any) -> None:
+    assert (await commands("gc", "--dry-run")).out == "would remove 0 files, 0 B\n"
+    assert (await commands.json("gc"))["count"] == 0
+    early = await commands("gc", "--grace-hours", 0)
+    assert early.code == 2
+    assert "at least 600 s" in early.err
+
+
+async def test_a_folder_that_the_registry_may_not_read_is_refused(commands: Any, tmp_path: Path) -> None:
+    ended = await commands("register", "--source", tmp_path, "--name", "sql", "--base", "tiny")
+    assert "it reads none; upload the files" in ended.err
+    assert ended.code != 0
+
+
 async def test_events_are_compacted_on_demand(commands: Any, tmp_path: Path) -> None:
     said = await commands("db", "compact", "--keep-revisions", 1, "--keep-days", 0)
     revision = (await commands.json("status"))["status"]["revision"]
@@ -262,6 +276,7 @@ async def test_a_registry_that_is_away_is_one_clean_line(registry: Any) -> None:
         ("promote sql 0", "is not in the range"),
         ("promote sql x", "is not a valid integer"),
         ("promote sql", "Missing argument 'VERSION'"),
+        ("register --name sql --base tiny", "give either PATH"),
         ("promote sql 1 --dry-run --wait", "--dry-run"),
         *((f"promote sql 1 --canary {share}", "such as 10%") for share in ("0", "100%", "x", "nan", "0.001%", "-1%")),
         ("register /nonexistent --name a --base b", "does not exist"),

@@ -31,12 +31,15 @@ def test_everything_may_be_said(tmp_path):
             "LORAPLEX_REGISTRY_KEEP_REVISIONS": "5",
             "LORAPLEX_REGISTRY_KEEP_DAYS": "1.5",
             "LORAPLEX_REGISTRY_COMPACT_EVERY_S": "60",
+            "LORAPLEX_REGISTRY_BLOBS": "s3://bucket/blobs",
+            "LORAPLEX_REGISTRY_SOURCE_ROOTS": "/models,s3://bucket/models",
             "LORAPLEX_REGISTRY_TOKEN_FILE": str(tokens),
         }
     )
     assert (found.database_url, found.listen, found.data_dir) == ("postgresql://db/x", "0.0.0.0:1", tmp_path)
     assert (found.drain_s, found.max_blob_bytes, found.pool_size, found.poll_s, found.progress_s) == (0.5, 7, 3, 2, 4)
     assert (found.keep_revisions, found.keep_days, found.compact_every_s) == (5, 1.5, 60)
+    assert (found.blobs, found.source_roots) == ("s3://bucket/blobs", ("/models", "s3://bucket/models"))
     assert found.security.token_hashes == {"ci": 64 * "0"}
 
 

@@ -147,7 +147,7 @@ class ReadBlobResponse(_message.Message):
     def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
 
 class RegisterAdapterVersionRequest(_message.Message):
-    __slots__ = ("adapter", "base_model", "manifest", "parent", "provenance", "request_id", "validate_only")
+    __slots__ = ("adapter", "base_model", "manifest", "parent", "provenance", "request_id", "validate_only", "source")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +155,7 @@ class RegisterAdapterVersionRequest(_message.Message):
     PROVENANCE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     base_model: str
     manifest: _resources_pb2.Manifest
@@ -162,7 +163,8 @@ class RegisterAdapterVersionRequest(_message.Message):
     provenance: _resources_pb2.Provenance
     request_id: str
     validate_only: bool
-    def __init__(self, adapter: _Optional[str] = ..., base_model: _Optional[str] = ..., manifest: _Optional[_Union[_resources_pb2.Manifest, _Mapping]] = ..., parent: _Optional[str] = ..., provenance: _Optional[_Union[_resources_pb2.Provenance, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    source: str
+    def __init__(self, adapter: _Optional[str] = ..., base_model: _Optional[str] = ..., manifest: _Optional[_Union[_resources_pb2.Manifest, _Mapping]] = ..., parent: _Optional[str] = ..., provenance: _Optional[_Union[_resources_pb2.Provenance, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., source: _Optional[str] = ...) -> None: ...
 
 class RegisterAdapterVersionResponse(_message.Message):
     __slots__ = ("version", "revision", "created")

@@ -240,7 +240,8 @@ class RegistryServiceServicer:
         """RegisterAdapterVersion checks uploaded files against the base model and commits them as the adapter's next
         version; the adapter is created with its first one. The same digest again returns the version already there.
         NOT_FOUND: the base model. FAILED_PRECONDITION: a blob was not uploaded, the adapter belongs to another base
-        model, or the artifact is refused (ADAPTER_REFUSED, with every reason). INVALID_ARGUMENT: a bad name or manifest.
+        model, the source cannot be read, or the artifact is refused (ADAPTER_REFUSED, with every reason).
+        PERMISSION_DENIED: SOURCE_NOT_ALLOWED. INVALID_ARGUMENT: a bad name or manifest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,7 +70,8 @@ class RegistryServiceStub:
     """RegisterAdapterVersion checks uploaded files against the base model and commits them as the adapter's next
     version; the adapter is created with its first one. The same digest again returns the version already there.
     NOT_FOUND: the base model. FAILED_PRECONDITION: a blob was not uploaded, the adapter belongs to another base
-    model, or the artifact is refused (ADAPTER_REFUSED, with every reason). INVALID_ARGUMENT: a bad name or manifest.
+    model, the source cannot be read, or the artifact is refused (ADAPTER_REFUSED, with every reason).
+    PERMISSION_DENIED: SOURCE_NOT_ALLOWED. INVALID_ARGUMENT: a bad name or manifest.
     """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterRequest, _registry_service_pb2.GetAdapterResponse]
     """GetAdapter returns one adapter with its aliases. NOT_FOUND."""
@@ -176,7 +177,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """RegisterAdapterVersion checks uploaded files against the base model and commits them as the adapter's next
     version; the adapter is created with its first one. The same digest again returns the version already there.
     NOT_FOUND: the base model. FAILED_PRECONDITION: a blob was not uploaded, the adapter belongs to another base
-    model, or the artifact is refused (ADAPTER_REFUSED, with every reason). INVALID_ARGUMENT: a bad name or manifest.
+    model, the source cannot be read, or the artifact is refused (ADAPTER_REFUSED, with every reason).
+    PERMISSION_DENIED: SOURCE_NOT_ALLOWED. INVALID_ARGUMENT: a bad name or manifest.
     """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterRequest, _registry_service_pb2.GetAdapterResponse]  # type: ignore[assignment]
     """GetAdapter returns one adapter with its aliases. NOT_FOUND."""
@@ -321,7 +323,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """RegisterAdapterVersion checks uploaded files against the base model and commits them as the adapter's next
         version; the adapter is created with its first one. The same digest again returns the version already there.
         NOT_FOUND: the base model. FAILED_PRECONDITION: a blob was not uploaded, the adapter belongs to another base
-        model, or the artifact is refused (ADAPTER_REFUSED, with every reason). INVALID_ARGUMENT: a bad name or manifest.
+        model, the source cannot be read, or the artifact is refused (ADAPTER_REFUSED, with every reason).
+        PERMISSION_DENIED: SOURCE_NOT_ALLOWED. INVALID_ARGUMENT: a bad name or manifest.
         """
 
     @_abc_1.abstractmethod

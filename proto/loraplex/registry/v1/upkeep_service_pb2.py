@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)loraplex/registry/v1/upkeep_service.proto\x12\x14loraplex.registry.v1\x1a\x1egoogle/protobuf/duration.proto\"o\n\x14\x43ompactEventsRequest\x12\x1b\n\x0ekeep_revisions\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\'\n\x04keep\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\n\x0f_keep_revisions\"]\n\x15\x43ompactEventsResponse\x12\x1a\n\x12\x63ompacted_revision\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x16\n\x0eremoved_events\x18\x03 \x01(\x04\x32y\n\rUpkeepService\x12h\n\rCompactEvents\x12*.loraplex.registry.v1.CompactEventsRequest\x1a+.loraplex.registry.v1.CompactEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)loraplex/registry/v1/upkeep_service.proto\x12\x14loraplex.registry.v1\x1a\x1egoogle/protobuf/duration.proto\"o\n\x14\x43ompactEventsRequest\x12\x1b\n\x0ekeep_revisions\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\'\n\x04keep\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x11\n\x0f_keep_revisions\"]\n\x15\x43ompactEventsResponse\x12\x1a\n\x12\x63ompacted_revision\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x16\n\x0eremoved_events\x18\x03 \x01(\x04\"V\n\x13\x43ollectBlobsRequest\x12\x15\n\rvalidate_only\x18\x01 \x01(\x08\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"m\n\x14\x43ollectBlobsResponse\x12\x32\n\x05\x62lobs\x18\x01 \x03(\x0b\x32#.loraplex.registry.v1.CollectedBlob\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"3\n\rCollectedBlob\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\xe0\x01\n\rUpkeepService\x12h\n\rCompactEvents\x12*.loraplex.registry.v1.CompactEventsRequest\x1a+.loraplex.registry.v1.CompactEventsResponse\x12\x65\n\x0c\x43ollectBlobs\x12).loraplex.registry.v1.CollectBlobsRequest\x1a*.loraplex.registry.v1.CollectBlobsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPACTEVENTSREQUEST']._serialized_end=210
   _globals['_COMPACTEVENTSRESPONSE']._serialized_start=212
   _globals['_COMPACTEVENTSRESPONSE']._serialized_end=305
-  _globals['_UPKEEPSERVICE']._serialized_start=307
-  _globals['_UPKEEPSERVICE']._serialized_end=428
+  _globals['_COLLECTBLOBSREQUEST']._serialized_start=307
+  _globals['_COLLECTBLOBSREQUEST']._serialized_end=393
+  _globals['_COLLECTBLOBSRESPONSE']._serialized_start=395
+  _globals['_COLLECTBLOBSRESPONSE']._serialized_end=504
+  _globals['_COLLECTEDBLOB']._serialized_start=506
+  _globals['_COLLECTEDBLOB']._serialized_end=557
+  _globals['_UPKEEPSERVICE']._serialized_start=560
+  _globals['_UPKEEPSERVICE']._serialized_end=784
 # @@protoc_insertion_point(module_scope)

@@ -42,6 +42,11 @@ class UpkeepServiceStub:
                 request_serializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CompactEventsRequest.SerializeToString,
                 response_deserializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CompactEventsResponse.FromString,
                 _registered_method=True)
+        self.CollectBlobs = channel.unary_unary(
+                '/loraplex.registry.v1.UpkeepService/CollectBlobs',
+                request_serializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CollectBlobsRequest.SerializeToString,
+                response_deserializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CollectBlobsResponse.FromString,
+                _registered_method=True)
 
 
 class UpkeepServiceServicer:
@@ -59,6 +64,15 @@ class UpkeepServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CollectBlobs(self, request, context):
+        """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
+        which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+        INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UpkeepServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -66,6 +80,11 @@ def add_UpkeepServiceServicer_to_server(servicer, server):
                     servicer.CompactEvents,
                     request_deserializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CompactEventsRequest.FromString,
                     response_serializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CompactEventsResponse.SerializeToString,
+            ),
+            'CollectBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectBlobs,
+                    request_deserializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CollectBlobsRequest.FromString,
+                    response_serializer=loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CollectBlobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -98,6 +117,33 @@ class UpkeepService:
             '/loraplex.registry.v1.UpkeepService/CompactEvents',
             loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CompactEventsRequest.SerializeToString,
             loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CompactEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loraplex.registry.v1.UpkeepService/CollectBlobs',
+            loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CollectBlobsRequest.SerializeToString,
+            loraplex_dot_registry_dot_v1_dot_upkeep__service__pb2.CollectBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

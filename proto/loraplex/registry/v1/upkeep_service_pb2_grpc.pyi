@@ -41,6 +41,11 @@ class UpkeepServiceStub:
     history of aliases and the audit log stay. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     INVALID_ARGUMENT: a negative time.
     """
+    CollectBlobs: _grpc.UnaryUnaryMultiCallable[_upkeep_service_pb2.CollectBlobsRequest, _upkeep_service_pb2.CollectBlobsResponse]
+    """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
+    which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+    INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
+    """
 
 @_typing.type_check_only
 class UpkeepServiceAsyncStub(UpkeepServiceStub):
@@ -54,6 +59,11 @@ class UpkeepServiceAsyncStub(UpkeepServiceStub):
     """CompactEvents removes old events; a watcher that asks for one of them is told to take a snapshot. Versions, the
     history of aliases and the audit log stay. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     INVALID_ARGUMENT: a negative time.
+    """
+    CollectBlobs: _aio.UnaryUnaryMultiCallable[_upkeep_service_pb2.CollectBlobsRequest, _upkeep_service_pb2.CollectBlobsResponse]  # type: ignore[assignment]
+    """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
+    which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+    INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
     """
 
 class UpkeepServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +81,17 @@ class UpkeepServiceServicer(metaclass=_abc_1.ABCMeta):
         """CompactEvents removes old events; a watcher that asks for one of them is told to take a snapshot. Versions, the
         history of aliases and the audit log stay. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         INVALID_ARGUMENT: a negative time.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectBlobs(
+        self,
+        request: _upkeep_service_pb2.CollectBlobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_upkeep_service_pb2.CollectBlobsResponse, _abc.Awaitable[_upkeep_service_pb2.CollectBlobsResponse]]:
+        """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
+        which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+        INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
         """
 
 def add_UpkeepServiceServicer_to_server(servicer: UpkeepServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
