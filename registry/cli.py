@@ -16,6 +16,7 @@ import click
 
 from registry import exits
 from registry.commands.base import base
+from registry.commands.database import backup, check, restore, upgrade
 from registry.commands.db import db
 from registry.commands.inspect import diff, history, lineage, verify
 from registry.commands.look import list_adapters, resolve, show, status, watch
@@ -88,3 +89,5 @@ for _command in (
     *(show, status, token, unprotect, unretire, verify, watch),
 ):
     cli.add_command(_command)
+for _command in (backup, check, restore, upgrade):
+    db.add_command(_command)

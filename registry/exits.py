@@ -22,7 +22,7 @@ EXIT_CODES = {
     5: "the registry cannot be reached, or did not answer in time",
     6: "not allowed: no token, a wrong one, or one without the right",
     7: "--wait: a worker failed, or time was up",
-    8: "verify: a file or the version is damaged",
+    8: "verify, db check: damage was found",
     130: "interrupted",
 }
 _EXIT_CODES = {
@@ -38,7 +38,7 @@ _EXIT_CODES = {
     "UNAUTHENTICATED": 6,
     "PERMISSION_DENIED": 6,
 }
-_EXIT_CODES_BY_REASON = {"FLEET_NOT_CONVERGED": 7, "BASE_MODEL_REFUSED": 4, "VERSION_DAMAGED": 8}
+_EXIT_CODES_BY_REASON = {"FLEET_NOT_CONVERGED": 7, "BASE_MODEL_REFUSED": 4, "VERSION_DAMAGED": 8, "DATABASE_FAULTY": 8}
 
 _HINTS = {
     "ADAPTER_NOT_FOUND": "`registry list` shows the adapters there are",
@@ -47,6 +47,7 @@ _HINTS = {
     "BASE_MODEL_EXISTS": "a base model never changes; add this one under another name",
     "BASE_MODEL_NOT_FOUND": "`registry base add NAME PATH` adds one; `registry base list` shows those there are",
     "FLEET_NOT_CONVERGED": "the alias has moved; these workers keep what they served. `registry status` says more",
+    "DATABASE_IN_USE": "restore into an empty database, or give --replace, and what is there is lost",
     "DATA_DIR_IN_USE": "end the registry that runs there; one with a server of its own is looked after by DATABASE_URL",
     "LINEAGE_CYCLE": "`registry lineage` shows what its parents were made from",
     "NO_EARLIER_TARGET": "`registry history NAME` shows where it pointed; `registry promote` moves it anywhere",

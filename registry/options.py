@@ -37,12 +37,11 @@ def with_session(context: click.Context, work: Callable[[Session], Awaitable[Non
     """Connects, runs the command's work on an event loop and closes the connection."""
     from registry.client import RegistryClient
     from registry.errors import RegistryError
-    from registry.printing import Printer
     from rpc.channel import connect
     from rpc.security import ClientSecurity
 
     settings = context.ensure_object(dict)
-    printer = Printer(settings.get("output", "table"))
+    printer = make_printer(context)
     server = settings.get("server", DEFAULT_SERVER)
     paths = {name: Path(settings[name]).expanduser() for name in ("ca", "cert", "key") if name in settings}
     security = ClientSecurity(**paths, token=settings.get("token", ""))
@@ -59,6 +58,13 @@ def with_session(context: click.Context, work: Callable[[Session], Awaitable[Non
         # gRPC's own words name the address three times and end with what matters.
         why = str(error).rpartition(": ")[2] if str(error).startswith("failed to connect") else str(error)
         raise type(error)(f"the registry at {server} is unavailable: {why}") from error
+
+
+def make_printer(context: click.Context, form: str | None = None) -> Printer:
+    """Writes in the form given, else in the one that was asked for."""
+    from registry.printing import Printer
+
+    return Printer(form or context.ensure_object(dict).get("output", "table"))
 
 
 def global_options(*, read_environment: bool) -> Callable[[FunctionT], FunctionT]:

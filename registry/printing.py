@@ -73,6 +73,13 @@ class Printer:
         sys.stdout.write(text)
         sys.stdout.flush()
 
+    def outcome(self, sentence: str, document: object) -> None:
+        """What was done: a sentence for people, a document for programs."""
+        if self.writes_documents:
+            self.document(document)
+        else:
+            self.line(sentence)
+
     def line(self, text: str) -> None:
         """A sentence for people."""
         console(sys.stdout).print(clean(text), soft_wrap=True)
