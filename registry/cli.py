@@ -16,6 +16,7 @@ import click
 
 from registry import exits
 from registry.commands.base import base
+from registry.commands.blobs import gc
 from registry.commands.database import backup, check, restore, upgrade
 from registry.commands.db import db
 from registry.commands.inspect import diff, history, lineage, verify
@@ -85,8 +86,27 @@ def serve(context: click.Context, /, **given: str | None) -> None:
 
 
 for _command in (
-    *(audit, base, db, diff, history, lineage, list_adapters, promote, protect, register, resolve, retire, rollback),
-    *(show, status, token, unprotect, unretire, verify, watch),
+    audit,
+    base,
+    db,
+    diff,
+    gc,
+    history,
+    lineage,
+    list_adapters,
+    promote,
+    protect,
+    register,
+    resolve,
+    retire,
+    rollback,
+    show,
+    status,
+    token,
+    unprotect,
+    unretire,
+    verify,
+    watch,
 ):
     cli.add_command(_command)
 for _command in (backup, check, restore, upgrade):

@@ -34,8 +34,8 @@ RegistryError
 ├── DatabaseInUse             FAILED_PRECONDITION   a restore would replace a registry's data
 ├── DataDirInUse              FAILED_PRECONDITION   another registry process owns the data directory
 ├── SchemaUnknown             FAILED_PRECONDITION   the database was migrated by a newer release
-├── StorageUnknown            FAILED_PRECONDITION   the URL is not of a storage that the registry may use
 ├── SourceUnreadable          FAILED_PRECONDITION   the folder is not an adapter that can be read
+├── StorageUnknown            FAILED_PRECONDITION   the URL is not of a storage that the registry may use
 ├── BlobTooLarge              RESOURCE_EXHAUSTED
 ├── StorageFull               RESOURCE_EXHAUSTED
 ├── OffsetPastEnd             OUT_OF_RANGE
@@ -257,16 +257,6 @@ class SchemaUnknown(RegistryError):
     code, reason = "FAILED_PRECONDITION", "SCHEMA_UNKNOWN"
 
 
-class StorageUnknown(RegistryError):
-    """The URL is not of a storage that the registry may use."""
-
-    code, reason = "FAILED_PRECONDITION", "STORAGE_UNKNOWN"
-
-
-class BlobTooLarge(RegistryError):
-    """The file is larger than the registry accepts."""
-
-
 class SourceNotAllowed(RegistryError):
     """The registry may not read this folder."""
 
@@ -277,6 +267,16 @@ class SourceUnreadable(RegistryError):
     """The registry cannot read this folder."""
 
     code, reason = "FAILED_PRECONDITION", "SOURCE_UNREADABLE"
+
+
+class StorageUnknown(RegistryError):
+    """The URL is not of a storage that the registry may use."""
+
+    code, reason = "FAILED_PRECONDITION", "STORAGE_UNKNOWN"
+
+
+class BlobTooLarge(RegistryError):
+    """The file is larger than the registry accepts."""
 
     code, reason = "RESOURCE_EXHAUSTED", "BLOB_TOO_LARGE"
 
