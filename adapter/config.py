@@ -35,7 +35,7 @@ DEFAULT_ALPHA = 8.0
 # They say where the adapter comes from or how it was trained; the answer does not depend on them.
 _TRAINING_ONLY = frozenset(
     {
-        "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+        "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config",
         "fan_in_fan_out", "inference_mode", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
         "merge_weights", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
         "velora_config",
@@ -65,8 +65,9 @@ _SERVED_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 _READ_HERE = frozenset(
     {
-        "alpha_pattern", "bias", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform",
-        "lora_alpha", "lora_bias", "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
+        "alpha_pattern", "bias", "ensure_weight_tying", "exclude_modules", "init_lora_weights", "layers_pattern",
+        "layers_to_transform", "lora_alpha", "lora_bias", "peft_type", "r", "rank_pattern", "target_modules",
+        "use_dora", "use_rslora",
     }
 )  # fmt: skip
 
@@ -105,6 +106,7 @@ class PeftConfig:
     alpha_pattern: tuple[tuple[Pattern, float], ...]
     use_dora: bool
     lora_bias: bool
+    ensures_weight_tying: bool
 
     def rank_of(self, module: str) -> int:
         """The rank of one module; the first pattern that matches wins."""
@@ -200,6 +202,7 @@ class _Reader:
             alpha_pattern=tuple((key, self.alpha(one, "alpha_pattern")) for key, one in self.patterns("alpha_pattern")),
             use_dora=self.flag("use_dora"),
             lora_bias=self.flag("lora_bias"),
+            ensures_weight_tying=self.flag("ensure_weight_tying"),
         )
 
     def expected(self, key: str, what: str, found: str) -> None:

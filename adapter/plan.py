@@ -5,7 +5,9 @@ of the file is used, every tensor that the configuration asks for is there, and 
 module gives it. The registry asks before it stores a version and the worker before it loads one.
 
 A module W [D_out, D_in] is targeted by lora_A [R, D_in] and lora_B [D_out, R]: W·x + scale·B·(A·x). With lora_bias,
-lora_B adds scale·bias [D_out] too. With DoRA, a magnitude [D_out] replaces the norm of each row of W + scale·B·A.
+lora_B adds scale·bias [D_out] too. With DoRA, a magnitude [D_out] replaces the norm of each row of W + scale·B·A. An
+embedding W [V, D] is targeted by lora_embedding_A [R, V] and lora_embedding_B [D, R], W[t] + scale·B·A[:, t]: the input
+side only, also where the head is tied. PEFT then saves a copy of the base model's embedding too, which must be equal.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ DTYPES = ("BF16", "F16", "F32")
 
 # What tensors of features that are not served are called, by a part of the key.
 _FEATURE_OF_KEY = {
-    "lora_embedding_": "LoRA on an embedding",
     "lora_diag": "KaSA's singular values",
     "lora_E": "AdaLoRA's singular values",
     "ranknum": "AdaLoRA's ranks",
@@ -35,11 +36,15 @@ _FEATURE_OF_KEY = {
     "modules_to_save": "a fully trained module",
 }
 
+# Features that a target makes, not the configuration.
+EMBEDDING_LORA, HEAD_LORA = "embedding_lora", "head_lora"
+
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
     """One targeted module: the keys of its A [rank, in_features] and B [out_features, rank], and its scale.
 
+    An embedding has the features that it looks up, its vocabulary, and out_features, its width.
     magnitude_key: of DoRA's magnitude [out_features]; bias_key: of the bias [out_features] on B; None without.
     """
 
@@ -64,10 +69,20 @@ class LoraModule:
 
 
 @dataclass(frozen=True, slots=True)
+class BaseCopy:
+    """A tensor that must equal the weight of a base model's module."""
+
+    module: str
+    key: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterPlan:
     """All modules of an adapter, in the order of the base model's."""
 
     modules: tuple[LoraModule, ...]
+    copies: tuple[BaseCopy, ...]
     features: tuple[str, ...]
     num_bytes: int
 
@@ -99,19 +114,29 @@ def plan(
     """
     reasons: list[str] = []
     found: list[LoraModule] = []
+    copies: list[BaseCopy] = []
+    features = set(config.features)
     wanted = targeted(config, modules)
     for name in wanted:
-        if is_embedding(name) or is_head(name):
-            reasons.append(f"module {name}: LoRA on embeddings and output heads is not served")
-            continue
         out_features, in_features = modules[name]
+        infix, suffix = "lora_", ".weight"
+        if is_embedding(name) or is_head(name):
+            _check_ends(name, config, reasons)
+            features.add(EMBEDDING_LORA if is_embedding(name) else HEAD_LORA)
+            copy = BaseCopy(name, f"{KEY_PREFIX}{name}.base_layer.weight", modules[name])
+            if copy.key in header.tensors:
+                copies.append(copy)
+                _check_tensor(copy.key, copy.shape, header, reasons)
+        if is_embedding(name):
+            out_features, in_features = in_features, out_features
+            infix, suffix = "lora_embedding_", ""
         rank = config.rank_of(name)
         module = LoraModule(
             name=name,
             rank=rank,
             scale=config.scale(name, rank),
-            a_key=f"{KEY_PREFIX}{name}.lora_A.weight",
-            b_key=f"{KEY_PREFIX}{name}.lora_B.weight",
+            a_key=f"{KEY_PREFIX}{name}.{infix}A{suffix}",
+            b_key=f"{KEY_PREFIX}{name}.{infix}B{suffix}",
             in_features=in_features,
             out_features=out_features,
             magnitude_key=f"{KEY_PREFIX}{name}.lora_magnitude_vector" if config.use_dora else None,
@@ -121,12 +146,12 @@ def plan(
         _check_module(module, header, reasons, max_rank=max_rank)
     if not wanted:
         reasons.append("target_modules: expected at least one module of the base model, found none that matches")
-    used = {key for module in found for key in module.shapes}
+    used = {key for module in found for key in module.shapes} | {copy.key for copy in copies}
     reasons.extend(_why_unused(key, header.tensors[key], modules) for key in header.tensors if key not in used)
     if reasons:
         raise AdapterRefused(reasons)
     num_bytes = sum(info.num_bytes for info in header.tensors.values())
-    return AdapterPlan(modules=tuple(found), features=config.features, num_bytes=num_bytes)
+    return AdapterPlan(tuple(found), tuple(copies), tuple(sorted(features)), num_bytes)
 
 
 def _check_module(module: LoraModule, header: Header, reasons: list[str], *, max_rank: int) -> None:
@@ -135,13 +160,27 @@ def _check_module(module: LoraModule, header: Header, reasons: list[str], *, max
     if not math.isfinite(module.scale):
         reasons.append(f"module {module.name}: expected a finite scale, found {module.scale}")
     for key, shape in module.shapes.items():
-        info = header.tensors.get(key)
-        if info is None:
-            reasons.append(f"tensor {key!r}: expected {list(shape)}, found no such tensor")
-        elif info.shape != shape:
-            reasons.append(f"tensor {key!r}: expected {list(shape)}, found {list(info.shape)}")
-        elif info.dtype not in DTYPES:
-            reasons.append(f"tensor {key!r}: expected one of {', '.join(DTYPES)}, found {info.dtype}")
+        _check_tensor(key, shape, header, reasons)
+
+
+def _check_ends(name: str, config: PeftConfig, reasons: list[str]) -> None:
+    """What is served on linear layers and not on the model's ends, its embedding and its head."""
+    if config.ensures_weight_tying:
+        reasons.append(f"ensure_weight_tying: expected nothing where {name} is targeted, found true (it is not served)")
+    if is_embedding(name) and config.use_dora:
+        reasons.append(f"module {name}: DoRA on an embedding is not served")
+    if is_embedding(name) and config.lora_bias:
+        reasons.append(f"module {name}: a bias on an embedding's LoRA is not served")
+
+
+def _check_tensor(key: str, shape: tuple[int, ...], header: Header, reasons: list[str]) -> None:
+    info = header.tensors.get(key)
+    if info is None:
+        reasons.append(f"tensor {key!r}: expected {list(shape)}, found no such tensor")
+    elif info.shape != shape:
+        reasons.append(f"tensor {key!r}: expected {list(shape)}, found {list(info.shape)}")
+    elif info.dtype not in DTYPES:
+        reasons.append(f"tensor {key!r}: expected one of {', '.join(DTYPES)}, found {info.dtype}")
 
 
 def _why_unused(key: str, info: TensorInfo, modules: Mapping[str, tuple[int, int]]) -> str:

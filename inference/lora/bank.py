@@ -10,6 +10,7 @@ engine reads the tables while other slots change.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -170,6 +171,31 @@ class LoraStep:
             kernels.expand(s, self.arena, site, self.segments, y)
         if self.has_vectors[site_index]:
             kernels.rescale(y, self.arena, self.affines[site_index], self.segments)
+
+    def add_tokens(self, site_index: int, token_ids: Tensor, y: Tensor) -> None:
+        """`add` where row t's features are its token, token_ids int64 [T]. Mutates: y."""
+        max_rank = self.max_ranks[site_index]
+        if max_rank > 0:
+            site = self.sites[site_index]
+            s = kernels.look_up(token_ids, self.arena, site, self.segments, max_rank=max_rank)
+            kernels.expand(s, self.arena, site, self.segments, y)
+
+    def select(self, rows: Tensor, site_indices: Sequence[int]) -> LoraStep | None:
+        """The same for rows int64 [T'], distinct and in order; None where nothing is to be done at these sites."""
+        if not any(self.max_ranks[index] or self.has_vectors[index] for index in site_indices):
+            return None
+        entry_rows, segment_of = self.segments.rows.cpu().numpy(), self.segments.segment_of.cpu().numpy()
+        wanted = rows.cpu().numpy()
+        place = np.full(max(entry_rows.max(), wanted.max()) + 1, -1, np.int32)
+        place[wanted] = np.arange(len(wanted))
+        kept = place[entry_rows] >= 0
+        segments = group_entries(
+            place[entry_rows[kept]],
+            self.segments.slots.cpu().numpy()[segment_of[kept]],
+            self.segments.weights.cpu().numpy()[kept],
+            device=self.arena.device,
+        )
+        return None if segments is None else dataclasses.replace(self, segments=segments)
 
 
 def _zeros(size: int, dtype: type[np.generic], device: torch.device | str) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from adapter.errors import AdapterRefused
 from adapter.header import Header, read_header
+from adapter.plan import BaseCopy
 from inference.lora.tensors import BFLOAT16, read_part, read_tensor, widen
 
 BLOCK_BYTES = 2**22  # of float32: larger blocks would leave the processor's cache
@@ -48,6 +49,27 @@ class BaseWeights:
                     yield row, widen(part).reshape(end - row, width)
         except (OSError, EOFError) as error:
             raise AdapterRefused([f"the base model's {path.name}: cannot be read: {error}"]) from error
+
+    def check_copy(self, path: Path, header: Header, copy: BaseCopy) -> None:
+        """Raises AdapterRefused unless an adapter's copy of a weight says what the base model's says.
+
+        Both are compared as bfloat16, whatever a trainer kept them in: a trained one differs in that too.
+        """
+        key = self._key(f"{copy.module}.weight")
+        base_path, base_header = self._files[key]
+        num_rows, width = copy.shape
+        step = max(1, BLOCK_BYTES // (4 * width)) * width
+        try:
+            with path.open("rb", buffering=0) as file, base_path.open("rb", buffering=0) as base_file:
+                for begin in range(0, num_rows * width, step):
+                    end = min(begin + step, num_rows * width)
+                    found = read_part(file, header, copy.key, begin, end, dtype=BFLOAT16)
+                    if not np.array_equal(found, read_part(base_file, base_header, key, begin, end, dtype=BFLOAT16)):
+                        raise AdapterRefused(
+                            [f"tensor {copy.key!r}: expected a copy of the base model's, found one that was changed"]
+                        )
+        except (OSError, EOFError) as error:
+            raise AdapterRefused([f"the copy of {copy.module}: cannot be read: {error}"]) from error
 
     def has_bias(self, module: str) -> bool:
         return f"{module}.bias" in self._files

@@ -300,6 +300,8 @@ class Adapters:
             self._slots.check_fits(layout.num_elements * self._bank.dtype.itemsize)
             if names := non_finite_tensors(weights, header):
                 raise AdapterRefused(describe_non_finite(names))
+            for copy in planned.copies:
+                self._base.check_copy(weights, header, copy)
             slab = read_slab(weights, header, layout, self._bank.dtype, base=self._base)
             return _Weights(slab, layout, _Traits(planned.rank, planned.is_composable))
         except AdapterRefused as refused:

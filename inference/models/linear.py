@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +19,12 @@ class LoraBatch(Protocol):
 
     def add(self, site_index: int, x: Tensor, y: Tensor) -> None:
         """y [T, D_out] += each row's adapters applied to x [T, D_in], at one site. Mutates: y."""
+
+    def add_tokens(self, site_index: int, token_ids: Tensor, y: Tensor) -> None:
+        """`add` at the embedding, where a row's features are its token: int64 [T]. Mutates: y."""
+
+    def select(self, rows: Tensor, site_indices: Sequence[int]) -> LoraBatch | None:
+        """The adapters of some rows, int64 [T'], distinct and in order; None if none of them acts at these sites."""
 
 
 class PackedLinear:

@@ -49,6 +49,7 @@ class Llama:
         self.dtype = dtype
         self.device = device
         self.sites = sites(config)
+        self._embedding_site, self._head_site = _ends(config)
         self._weights = weights
         self._angles = RotaryAngles(config.rope, head_dim=config.head_dim, dtype=dtype, device=device)
 
@@ -69,6 +70,8 @@ class Llama:
         """
         weights, eps = self._weights, self.config.rms_norm_eps
         residual = torch.nn.functional.embedding(batch.token_ids, weights.embedding)
+        if batch.lora is not None:
+            batch.lora.add_tokens(self._embedding_site, batch.token_ids, residual)
         cos, sin = self._angles(batch.positions)
         x = kernels.rms_norm(residual, weights.layers[0].input_norm, eps)
         for index, layer in enumerate(weights.layers):
@@ -80,7 +83,8 @@ class Llama:
         if batch.logit_rows.shape[0] == 0:
             return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         x = kernels.rms_norm(x[batch.logit_rows], weights.norm, eps, residual[batch.logit_rows])
-        return weights.head(x).float()
+        lora = None if batch.lora is None else batch.lora.select(batch.logit_rows, [self._head_site])
+        return weights.head(x, lora).float()
 
     def _attention(
         self, layer: Layer, x: Tensor, batch: Batch, *, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor
@@ -131,11 +135,11 @@ class Weights:
     embedding: Tensor
     layers: tuple[Layer, ...]
     norm: Tensor
-    head: PackedLinear
+    head: LoraLinear
 
 
 def sites(config: ModelConfig) -> tuple[SiteShape, ...]:
-    """Every place where an adapter may act: qkv, o, gate_up and down of each layer, in this order."""
+    """Every place where an adapter may act: qkv, o, gate_up and down of each layer, then the embedding and the head."""
     q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size
     found = []
@@ -156,7 +160,14 @@ def sites(config: ModelConfig) -> tuple[SiteShape, ...]:
             SiteShape(f"{mlp}.gate_up", hidden, gate_up),
             SiteShape(f"{mlp}.down", inner, (down,)),
         ]
+    embedding, head = SitePart("model.embed_tokens", hidden), SitePart("lm_head", config.vocab_size)
+    found += [SiteShape(embedding.module, config.vocab_size, (embedding,)), SiteShape(head.module, hidden, (head,))]
     return tuple(found)
+
+
+def _ends(config: ModelConfig) -> tuple[int, int]:
+    """The sites of the embedding, whose features are the vocabulary, and of the head."""
+    return 4 * config.num_layers, 4 * config.num_layers + 1
 
 
 def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -191,5 +202,7 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dt
             )
         )
     embedding = tensor("model.embed_tokens.weight")
-    head = embedding if config.has_tied_head else tensor("lm_head.weight")
-    return Weights(embedding, tuple(layers), tensor("model.norm.weight"), PackedLinear(head))
+    _, head_site = _ends(config)
+    head = PackedLinear(embedding if config.has_tied_head else tensor("lm_head.weight"))
+    adapted_head = LoraLinear(head, site_index=head_site, shape=shapes[head_site])
+    return Weights(embedding, tuple(layers), tensor("model.norm.weight"), adapted_head)

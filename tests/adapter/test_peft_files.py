@@ -75,6 +75,8 @@ def plan_of(folder: Path, modules: dict[str, tuple[int, int]]) -> AdapterPlan:
         {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
         {"target_modules": "all-linear", "use_dora": True},
         {"target_modules": ["q_proj"], "lora_bias": True},
+        {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+        {"target_modules": r".*(embed_tokens|k_proj)", "use_rslora": True},
     ],
 )
 def test_the_plan_is_what_peft_applies(
@@ -99,8 +101,8 @@ def test_the_plan_is_what_peft_applies(
         ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}, "trained tokens"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "keeps the base model's weights"),
         ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 3]]}, "layer replication"),
-        ({"target_modules": ["embed_tokens", "q_proj"]}, "LoRA on an embedding"),
-        ({"target_modules": ["lm_head", "q_proj"]}, "LoRA on embeddings and output heads"),
+        ({"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}, "DoRA on an embedding"),
+        ({"target_modules": ["lm_head", "q_proj"], "ensure_weight_tying": True}, "ensure_weight_tying"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(

@@ -125,7 +125,7 @@ def test_a_scale_that_is_no_number_is_refused(plan_of: PlanOf, tensors: Tensors)
     [
         (f"base_model.model.{Q0}.lora_magnitude_vector", "the configuration does not ask for it"),
         (f"base_model.model.{Q0}.lora_B.bias", "the configuration does not ask for it"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "LoRA on an embedding"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "the configuration does not ask for it"),
         ("base_model.model.lm_head.base_layer.weight", "a copy of the base model's weights"),
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trained tokens"),
         (f"base_model.model.{Q0}.lora_diag", "KaSA"),
@@ -157,12 +157,50 @@ def test_a_vector_of_every_module_is_planned_or_missed(
     assert f"{keys[1]!r}: expected [8], found no such tensor" in text
 
 
-def test_lora_on_the_head_or_the_embedding_is_refused(
-    plan_of: PlanOf, tiny_modules: Modules, tensors: Tensors, lora_tensors: Any
+EMBEDDING = "base_model.model.model.embed_tokens"
+
+
+@pytest.fixture
+def ends(tensors: Tensors, tiny_modules: Modules, lora_tensors: Any) -> Tensors:
+    """Tensors of q_proj, the head and the embedding, with the copy of the embedding that PEFT saves."""
+    return {
+        **tensors,
+        **lora_tensors(tiny_modules, {"lm_head": 4}),
+        f"{EMBEDDING}.lora_embedding_A": ("F32", [4, 32], bytes(512)),
+        f"{EMBEDDING}.lora_embedding_B": ("F32", [8, 4], bytes(128)),
+        f"{EMBEDDING}.base_layer.weight": ("BF16", [32, 8], bytes(512)),
+    }
+
+
+def test_an_embedding_is_looked_up_and_its_copy_is_to_be_compared(plan_of: PlanOf, ends: Tensors) -> None:
+    found = plan_of(ends, target_modules=["q_proj", "embed_tokens", "lm_head"])
+    embedding, head = found.modules[:2]
+    assert (embedding.name, embedding.in_features, embedding.out_features) == ("model.embed_tokens", 32, 8)
+    assert (embedding.a_key, embedding.b_key) == (f"{EMBEDDING}.lora_embedding_A", f"{EMBEDDING}.lora_embedding_B")
+    assert (head.name, head.in_features, head.out_features) == ("lm_head", 8, 32)
+    assert found.features == ("embedding_lora", "head_lora")
+    assert [(copy.module, copy.shape) for copy in found.copies] == [("model.embed_tokens", (32, 8))]
+    assert found.is_composable
+
+
+def test_a_resized_embedding_is_refused(plan_of: PlanOf, ends: Tensors) -> None:
+    ends[f"{EMBEDDING}.base_layer.weight"] = ("BF16", [33, 8], bytes(528))
+    text = refusal(plan_of, ends, target_modules=["q_proj", "embed_tokens", "lm_head"])
+    assert f"'{EMBEDDING}.base_layer.weight': expected [32, 8], found [33, 8]" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"use_dora": True}, "DoRA on an embedding is not served"),
+        ({"lora_bias": True}, "a bias on an embedding's LoRA is not served"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying: expected nothing where lm_head is targeted"),
+    ],
+)
+def test_what_is_not_served_at_the_ends_is_refused_by_name(
+    plan_of: PlanOf, ends: Tensors, config: dict[str, bool], words: str
 ) -> None:
-    tensors |= lora_tensors(tiny_modules, {"lm_head": 4})
-    text = refusal(plan_of, tensors, target_modules=["q_proj", "lm_head"])
-    assert "module lm_head: LoRA on embeddings and output heads is not served" in text
+    assert words in refusal(plan_of, ends, target_modules=["q_proj", "embed_tokens", "lm_head"], **config)
 
 
 def test_a_target_that_matches_nothing_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:

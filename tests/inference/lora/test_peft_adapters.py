@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapter.base_model import describe_base_model
@@ -38,9 +39,12 @@ FEATURES = {
         "layers_to_transform": [0, 2],
     },
     "lora_bias": {"target_modules": LINEARS, "lora_bias": True},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"], "r": 3},
+    "dora on the head": {"target_modules": ["lm_head", "down_proj"], "use_dora": True},
 }
 UNMERGEABLE = {"lora_bias"}  # PEFT merges it only where the base model has a bias
-EXCLUSIVE = {"dora", "dora on some"}
+EXCLUSIVE = {"dora", "dora on some", "dora on the head"}
 
 
 class Served:
@@ -215,6 +219,43 @@ async def test_biases_compose_by_weight(serve, write_peft, files_of, close):
     torch.testing.assert_close(outputs[2], 0.5 * outputs[0] - 2.0 * outputs[1], **close[torch.float32])
     for lease in leases:
         lease.release()
+
+
+async def test_only_the_rows_whose_logits_are_wanted_pass_the_head_each_with_its_own_adapters(
+    serve, write_peft, files_of, paged, prompt_ids, close
+):
+    served, leases, models = serve(), [], []
+    for name, r in (("one", 4), ("another", 9)):
+        folder, model = write_peft(name, target_modules=["lm_head"], r=r)
+        models.append(model)
+        leases.append(await served.adapters.acquire(files_of(folder)))
+    slots, ids = [lease.slot for lease in leases], [prompt_ids(5, seed=n) for n in range(4)]
+    rows = [(5, [(slots[1], 1.0)]), (5, []), (5, [(slots[0], 1.0)]), (5, [(slots[0], 0.5), (slots[1], 2.0)])]
+    chunks = [(f"{n}", one) for n, one in enumerate(ids)]
+    found = paged(served.model).step(chunks, lora=served.lora(rows), rows=[4, 9, 14, 19])
+    base = paged(served.model).step(chunks, rows=[4, 9, 14, 19])
+    assert torch.equal(found[1], base[1])
+    torch.testing.assert_close(found[0], logits_of(models[1], ids[0])[-1], **close[torch.float32])
+    torch.testing.assert_close(found[2], logits_of(models[0], ids[2])[-1], **close[torch.float32])
+    deltas = [logits_of(model, ids[3])[-1] - base[3] for model in models]
+    torch.testing.assert_close(found[3], base[3] + 0.5 * deltas[0] + 2 * deltas[1], rtol=1e-4, atol=1e-4)
+    assert served.lora(rows).select(torch.tensor([9]), [served.model.sites.index(served.model.sites[-1])]) is None
+    for lease in leases:
+        lease.release()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama with a tied head"])
+async def test_an_embedding_that_was_changed_beside_its_lora_is_refused(name, serve, write_peft, files_of):
+    served = serve(name)
+    folder, _ = write_peft("special", name, target_modules=["embed_tokens"])
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    assert "base_model.model.model.embed_tokens.base_layer.weight" in tensors, "PEFT saves a copy"
+    (await served.adapters.acquire(files_of(folder))).release()
+    tensors["base_model.model.model.embed_tokens.base_layer.weight"][70, 3] += 0.25
+    save_file(tensors, path)
+    with pytest.raises(AdapterLoadFailed, match="expected a copy of the base model's, found one that was changed"):
+        await served.adapters.acquire(files_of(folder))
 
 
 async def test_without_the_base_models_weights_dora_is_refused_by_name(serve, write_peft, files_of, tmp_path):

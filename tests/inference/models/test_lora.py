@@ -52,6 +52,12 @@ class OneAdapter:
             s = reference.shrink(x, self.arena, site, self.segments, max_rank=rank)
             reference.expand(s, self.arena, site, self.segments, y)
 
+    def add_tokens(self, site_index, token_ids, y):
+        assert not self.sites[site_index].ranks.any(), "expected no adapter on the embedding"
+
+    def select(self, rows, site_indices):
+        assert not any(self.sites[index].ranks.any() for index in site_indices), "expected no adapter on the head"
+
     def _append(self, tensors):
         start = self.arena.numel()
         self.arena = torch.cat([self.arena, *(tensor.detach().flatten() for tensor in tensors)])
