@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import kernels.cuda
+from bench import kernels_gpu
 from kernels import UnsupportedDevice, UnsupportedTensor, group
 from kernels.cuda import module
 from kernels.cuda.families import MAX_SLICES, Family, choose, slice_length
@@ -186,3 +187,9 @@ def test_slices_cover_the_width_and_are_bounded(width, num_blocks, step):
 def test_few_blocks_are_cut_into_slices_and_many_are_not():
     assert slice_length(4096, num_blocks=3, step=256, facts=facts()) == 256
     assert slice_length(4096, num_blocks=528, step=256, facts=facts()) == 4096
+
+
+def test_the_benchmark_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedDevice, match="expected an NVIDIA GPU and torch's CUDA build, found neither"):
+        kernels_gpu.main()
