@@ -12,6 +12,7 @@ is refused to everyone.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -168,6 +169,8 @@ class Access:
         self._client_grants = client_grants or {}
         # By hash: the token, and the revision and the time at which it was read.
         self._kept: OrderedDict[str, tuple[Token, int, datetime]] = OrderedDict()
+        # Reads on their way, by hash and revision: a thousand watches with one token ask once about a new revision.
+        self._reads: dict[tuple[str, int], asyncio.Task[Token | None]] = {}
 
     async def admit(self, method: str, shown: Shown, request: object | None) -> str:
         """The caller's name. Raises Unauthenticated, PermissionDenied, and StoreUnavailable for a token unseen yet."""
@@ -209,7 +212,7 @@ class Access:
             token, revision, time = kept
             if revision == status.revision and (now - time).total_seconds() < KEPT_S:
                 return _check_in_force(token, now)
-        found = await self._tokens.find(secret_hash)
+        found = await self._read(secret_hash, -1 if status is None else status.revision)
         if found is None:
             self._kept.pop(secret_hash, None)
             raise Unauthenticated
@@ -218,6 +221,14 @@ class Access:
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return _check_in_force(found, now)
+
+    async def _read(self, secret_hash: str, revision: int) -> Token | None:
+        key = (secret_hash, revision)
+        task = self._reads.get(key)
+        if task is None:
+            task = self._reads[key] = asyncio.create_task(self._tokens.find(secret_hash))
+            task.add_done_callback(lambda _: self._reads.pop(key))
+        return await asyncio.shield(task)
 
 
 def grant_of(token: Token) -> Grant:

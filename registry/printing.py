@@ -217,8 +217,10 @@ def targets(found: Sequence[AliasTarget]) -> str:
 
 
 def aliases(found: Sequence[Alias]) -> str:
-    """`production=3, canary=4`."""
-    return ", ".join(f"{alias.alias}={targets(alias.targets)}" for alias in found)
+    """`production=3 (protected), canary=4`."""
+    return ", ".join(
+        f"{alias.alias}={targets(alias.targets)}{' (protected)' if alias.protected else ''}" for alias in found
+    )
 
 
 def adapter_row(adapter: Adapter) -> tuple[str, ...]:

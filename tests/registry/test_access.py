@@ -38,6 +38,7 @@ from registry.grants import Grant
 from registry.resources import Progress, Scope, SnapshotEnd
 from registry.settings import Settings
 from registry.store.database import connection_string
+from registry.store.tokens import Tokens
 from rpc.channel import connect
 from rpc.security import ClientSecurity, ConfigError, Security, hash_secret
 from rpc.status import from_rpc_error
@@ -334,6 +335,28 @@ async def test_watchers_hear_of_protection_and_tokens_only_pass_by(server, root,
     again = await root.admin.set_alias_protection("sql", protected=False)
     assert again.revision == at + 2
     assert len(await root.list_alias_changes("sql")) == 1
+
+
+async def test_watches_with_one_token_ask_for_it_once_a_revision(server, root, filled, monkeypatch) -> None:
+    made = await root.admin.create_token("w", [Scope.WATCH])
+    at = (await root.status()).revision
+    asked: list[str] = []
+    find = Tokens.find
+
+    async def counted(self: Tokens, secret_hash: str) -> Any:
+        asked.append(secret_hash)
+        return await find(self, secret_hash)
+
+    async with RegistryClient(connect(server.address, security=ClientSecurity(token=made.secret))) as client:
+        watches = [client.watch(after_revision=at) for _ in range(20)]
+        assert await asyncio.gather(*(anext(watch) for watch in watches)) == 20 * [Progress(at)]
+        monkeypatch.setattr(Tokens, "find", counted)
+        await root.promote("pirate", 1)
+        changes = await asyncio.gather(*(anext(watch) for watch in watches))
+        assert {change.revision for change in changes} == {at + 1}
+        assert asked == [hash_secret(made.secret)]
+        for watch in watches:
+            await watch.aclose()
 
 
 async def test_bad_requests_for_tokens_are_refused_and_make_none(server, root) -> None:

@@ -122,6 +122,7 @@ async def test_audit_shows_who_did_what(commands: Any) -> None:
 async def test_protect_and_unprotect(commands: Any) -> None:
     assert (await commands("protect", "sql")).out == "sql@production is protected\n"
     assert (await commands.json("show", "sql"))["adapter"]["aliases"][0]["protected"]
+    assert "production=2 (protected)" in (await commands("list")).out
     assert (await commands("unprotect", "sql")).out == "sql@production is not protected\n"
     assert (await commands("protect", "sql", "--alias", "nope")).code == 3
 

@@ -18,6 +18,7 @@ from registry.resources import (
     AliasChange,
     AliasChanged,
     AliasTarget,
+    AuditEntry,
     BaseModel,
     BaseModelCreated,
     BaseModelParent,
@@ -25,11 +26,19 @@ from registry.resources import (
     Change,
     Event,
     Happening,
+    Lineage,
+    LineageDirection,
+    LineageEdge,
+    LineageKey,
+    LineageKind,
+    LineageNode,
     ModuleShape,
     Progress,
     Provenance,
+    Scope,
     SnapshotEnd,
     SnapshotItem,
+    Token,
     VersionRegistered,
     VersionRetired,
     VersionState,
@@ -99,6 +108,18 @@ def test_every_resource_survives_the_trip() -> None:
     assert messages.read_adapter(messages.write_adapter(adapter)) == adapter
     change = AliasChange(9, (), TARGETS, "alice", NOW, "because")
     assert messages.read_alias_change(messages.write_alias_change(change)) == change
+    token = Token("ci", (Scope.READ, Scope.WATCH), ("sql",), ("canary",), "id", NOW, NOW, NOW)
+    assert messages.read_token(messages.write_token(token)) == token
+    assert messages.read_token(messages.write_token(Token("ci", ()))) == Token("ci", ())
+    entry = AuditEntry(9, NOW, "alice", "RevokeToken", "token/id", "request", "", "{}", "because")
+    assert messages.read_audit_entry(messages.write_audit_entry(entry)) == entry
+    version, model = LineageKey(LineageKind.ADAPTER_VERSION, "sql:3"), LineageKey(LineageKind.BASE_MODEL, "base")
+    edge = LineageEdge(version, model, "trained_on")
+    lineage = Lineage((LineageNode(version, DIGEST), LineageNode(model, "")), (edge,), is_truncated=True)
+    assert messages.read_lineage(messages.write_lineage(lineage)) == lineage
+    for direction in LineageDirection:
+        assert messages.read_direction(messages.write_direction(direction)) is direction
+    assert messages.read_direction(0) is LineageDirection.ANCESTORS
 
 
 @pytest.mark.parametrize(
