@@ -8,7 +8,7 @@ from datetime import datetime
 
 from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1 import registry_service_pb2_grpc as rpcs
-from registry import messages
+from registry import admin_messages, messages
 from registry.calls import Calls, new_request_id
 from registry.resources import Alias, AuditEntry, Scope, Token
 
@@ -61,12 +61,12 @@ class AdminClient:
                 request_id=new_request_id(),
             ),
         )
-        return CreatedToken(messages.read_token(answer.token), answer.secret)
+        return CreatedToken(admin_messages.read_token(answer.token), answer.secret)
 
     async def list_tokens(self) -> list[Token]:
         """All, newest first; those that ended too."""
         pages = self._calls.pages(self._stub.ListTokens, pb.ListTokensRequest(page_size=PAGE_SIZE))
-        return [messages.read_token(one) async for page in pages for one in page.tokens]
+        return [admin_messages.read_token(one) async for page in pages for one in page.tokens]
 
     async def rotate_token(
         self, token_id: str, *, grace_s: float = 0.0, expire_time: datetime | None = None
@@ -77,13 +77,15 @@ class AdminClient:
         )
         request.grace.FromNanoseconds(int(grace_s * 1e9))
         answer = await self._calls.call(self._stub.RotateToken, request)
-        return RotatedToken(messages.read_token(answer.token), answer.secret, messages.read_token(answer.replaced))
+        return RotatedToken(
+            admin_messages.read_token(answer.token), answer.secret, admin_messages.read_token(answer.replaced)
+        )
 
     async def revoke_token(self, token_id: str) -> Token:
         """Ends a token at once."""
         request = pb.RevokeTokenRequest(id=token_id, request_id=new_request_id())
         answer = await self._calls.call(self._stub.RevokeToken, request)
-        return messages.read_token(answer.token)
+        return admin_messages.read_token(answer.token)
 
     async def list_audit_entries(
         self, *, adapter: str = "", actor: str = "", limit: int | None = None
@@ -93,7 +95,7 @@ class AdminClient:
         request = pb.ListAuditEntriesRequest(adapter=adapter, actor=actor, page_size=size)
         found: list[AuditEntry] = []
         async for page in self._calls.pages(self._stub.ListAuditEntries, request):
-            found += [messages.read_audit_entry(one) for one in page.entries]
+            found += [admin_messages.read_audit_entry(one) for one in page.entries]
             if limit is not None and len(found) >= limit:
                 return found[:limit]
         return found

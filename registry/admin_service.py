@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1.registry_service_pb2_grpc import RegistryServiceServicer
-from registry import messages
+from registry import admin_messages, messages
 from registry.access import grant
 from registry.errors import InvalidRequest, SecretNotKept
 from registry.requests import check_alias, check_name, check_text, read_call, read_page
@@ -53,7 +53,7 @@ class AdminService(RegistryServiceServicer):
     ) -> pb.ListAuditEntriesResponse:
         page = await self._store.audit.list(read_page(request), adapter=request.adapter, actor=request.actor)
         return pb.ListAuditEntriesResponse(
-            entries=[messages.write_audit_entry(one) for one in page.items], next_page_token=page.next_token
+            entries=[admin_messages.write_audit_entry(one) for one in page.items], next_page_token=page.next_token
         )
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:
@@ -68,12 +68,12 @@ class AdminService(RegistryServiceServicer):
         text, secret = _new_secret()
         answer = await self._store.tokens.create(make_call("CreateToken", request), secret, token)
         _check_new(answer.token, secret)
-        return pb.CreateTokenResponse(token=messages.write_token(answer.token), secret=text)
+        return pb.CreateTokenResponse(token=admin_messages.write_token(answer.token), secret=text)
 
     async def ListTokens(self, request: pb.ListTokensRequest, context: Context) -> pb.ListTokensResponse:
         page = await self._store.tokens.list(read_page(request))
         return pb.ListTokensResponse(
-            tokens=[messages.write_token(one) for one in page.items], next_page_token=page.next_token
+            tokens=[admin_messages.write_token(one) for one in page.items], next_page_token=page.next_token
         )
 
     async def RotateToken(self, request: pb.RotateTokenRequest, context: Context) -> pb.RotateTokenResponse:
@@ -87,12 +87,14 @@ class AdminService(RegistryServiceServicer):
         )
         _check_new(answer.token, secret)
         return pb.RotateTokenResponse(
-            token=messages.write_token(answer.token), secret=text, replaced=messages.write_token(answer.replaced)
+            token=admin_messages.write_token(answer.token),
+            secret=text,
+            replaced=admin_messages.write_token(answer.replaced),
         )
 
     async def RevokeToken(self, request: pb.RevokeTokenRequest, context: Context) -> pb.RevokeTokenResponse:
         answer = await self._store.tokens.revoke(make_call("RevokeToken", request), request.id)
-        return pb.RevokeTokenResponse(token=messages.write_token(answer.token))
+        return pb.RevokeTokenResponse(token=admin_messages.write_token(answer.token))
 
 
 def make_call(action: str, request: Any) -> Call:

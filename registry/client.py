@@ -23,7 +23,7 @@ from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1 import registry_service_pb2_grpc as rpcs
 from loraplex.registry.v1 import worker_service_pb2 as worker_pb
 from loraplex.registry.v1 import worker_service_pb2_grpc as worker_rpcs
-from registry import messages
+from registry import admin_messages, messages
 from registry.admin_client import AdminClient
 from registry.calls import Calls, new_request_id
 from registry.errors import AdapterRefused, RegistryError
@@ -382,10 +382,10 @@ class RegistryClient:
         request = pb.GetLineageRequest(
             adapter_version=start.id if is_version else None,
             base_model=None if is_version else start.id,
-            direction=messages.write_direction(direction),
+            direction=admin_messages.write_direction(direction),
             max_depth=max_depth,
         )
-        return messages.read_lineage(await self._call(self._registry.GetLineage, request))
+        return admin_messages.read_lineage(await self._call(self._registry.GetLineage, request))
 
     async def status(self) -> Status:
         """The store's identity and revision."""

@@ -16,7 +16,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adapter.errors import InvalidManifest as InvalidFiles
 from adapter.manifest import Manifest, ManifestFile
-from loraplex.registry.v1 import registry_service_pb2 as registry_pb
 from loraplex.registry.v1 import resources_pb2 as resources_pb
 from loraplex.registry.v1 import watch_service_pb2 as watch_pb
 from loraplex.registry.v1 import worker_service_pb2 as worker_pb
@@ -28,26 +27,17 @@ from registry.resources import (
     AliasChange,
     AliasChanged,
     AliasTarget,
-    AuditEntry,
     BaseModel,
     BaseModelCreated,
     BaseModelParent,
     BaseModelRelation,
     Change,
     Event,
-    Lineage,
-    LineageDirection,
-    LineageEdge,
-    LineageKey,
-    LineageKind,
-    LineageNode,
     ModuleShape,
     Progress,
     Provenance,
-    Scope,
     SnapshotEnd,
     SnapshotItem,
-    Token,
     VersionRegistered,
     VersionRetired,
     VersionState,
@@ -114,7 +104,7 @@ def write_parents(parents: Iterable[BaseModelParent]) -> list[resources_pb.BaseM
     return [
         resources_pb.BaseModelParent(
             base_model=one.base_model,
-            relation=_write_enum(resources_pb.BaseModelRelation, one.relation, "BASE_MODEL_RELATION_"),
+            relation=write_enum(resources_pb.BaseModelRelation, one.relation, "BASE_MODEL_RELATION_"),
             adapter_version=one.adapter_version,
         )
         for one in parents
@@ -126,9 +116,7 @@ def read_parents(messages: Iterable[resources_pb.BaseModelParent]) -> tuple[Base
     return tuple(
         BaseModelParent(
             base_model=one.base_model,
-            relation=_read_enum(
-                BaseModelRelation, resources_pb.BaseModelRelation, one.relation, "BASE_MODEL_RELATION_"
-            ),
+            relation=read_enum(BaseModelRelation, resources_pb.BaseModelRelation, one.relation, "BASE_MODEL_RELATION_"),
             adapter_version=one.adapter_version,
         )
         for one in messages
@@ -163,7 +151,7 @@ def read_base_model(message: resources_pb.BaseModel) -> BaseModel:
         architecture=message.architecture,
         modules=read_modules(message.modules),
         parents=read_parents(message.parents),
-        create_time=_read_optional_time(message, "create_time"),
+        create_time=read_optional_time(message, "create_time"),
     )
 
 
@@ -200,7 +188,7 @@ def read_alias(message: resources_pb.Alias) -> Alias:
         targets=read_targets(message.targets),
         protected=message.protected,
         revision=message.revision,
-        update_time=_read_optional_time(message, "update_time"),
+        update_time=read_optional_time(message, "update_time"),
     )
 
 
@@ -246,7 +234,7 @@ def read_adapter(message: resources_pb.Adapter) -> Adapter:
         base_model=message.base_model,
         latest_version=message.latest_version,
         aliases=tuple(read_alias(alias) for alias in message.aliases),
-        create_time=_read_optional_time(message, "create_time"),
+        create_time=read_optional_time(message, "create_time"),
     )
 
 
@@ -278,7 +266,7 @@ def write_version(version: AdapterVersion) -> resources_pb.AdapterVersion:
         alpha=version.alpha,
         target_modules=version.target_modules,
         features=version.features,
-        state=_write_enum(resources_pb.VersionState, version.state, "VERSION_STATE_"),
+        state=write_enum(resources_pb.VersionState, version.state, "VERSION_STATE_"),
         rejection_reasons=version.rejection_reasons,
         parent=version.parent,
         provenance=write_provenance(version.provenance),
@@ -302,129 +290,15 @@ def read_version(message: resources_pb.AdapterVersion) -> AdapterVersion:
         alpha=message.alpha,
         target_modules=tuple(message.target_modules),
         features=tuple(message.features),
-        state=_read_enum(VersionState, resources_pb.VersionState, message.state, "VERSION_STATE_"),
+        state=read_enum(VersionState, resources_pb.VersionState, message.state, "VERSION_STATE_"),
         size_bytes=message.size_bytes,
         rejection_reasons=tuple(message.rejection_reasons),
         parent=message.parent,
         provenance=read_provenance(message.provenance),
         aliases=tuple(message.aliases),
-        create_time=_read_optional_time(message, "create_time"),
+        create_time=read_optional_time(message, "create_time"),
         revision=message.revision,
     )
-
-
-def write_token(token: Token) -> registry_pb.Token:
-    """The token without its secret, which nobody keeps."""
-    return registry_pb.Token(
-        id=token.id,
-        name=token.name,
-        scopes=[one.value for one in token.scopes],
-        adapters=token.adapters,
-        aliases=token.aliases,
-        create_time=write_time(token.create_time),
-        expire_time=write_time(token.expire_time),
-        revoke_time=write_time(token.revoke_time),
-    )
-
-
-def read_token(message: registry_pb.Token) -> Token:
-    """Raises InvalidRequest for a scope that this release does not know."""
-    try:
-        scopes = tuple(Scope(one) for one in message.scopes)
-    except ValueError as error:
-        raise InvalidRequest(f"expected scopes that this release knows, found {error}") from error
-    return Token(
-        id=message.id,
-        name=message.name,
-        scopes=scopes,
-        adapters=tuple(message.adapters),
-        aliases=tuple(message.aliases),
-        create_time=_read_optional_time(message, "create_time"),
-        expire_time=_read_optional_time(message, "expire_time"),
-        revoke_time=_read_optional_time(message, "revoke_time"),
-    )
-
-
-def write_audit_entry(entry: AuditEntry) -> registry_pb.AuditEntry:
-    """One committed write."""
-    return registry_pb.AuditEntry(
-        revision=entry.revision,
-        time=write_time(entry.time),
-        actor=entry.actor,
-        action=entry.action,
-        resource=entry.resource,
-        request_id=entry.request_id,
-        before=entry.before,
-        after=entry.after,
-        message=entry.message,
-    )
-
-
-def read_audit_entry(message: registry_pb.AuditEntry) -> AuditEntry:
-    """One committed write."""
-    return AuditEntry(
-        revision=message.revision,
-        time=read_time(message.time),
-        actor=message.actor,
-        action=message.action,
-        resource=message.resource,
-        request_id=message.request_id,
-        before=message.before,
-        after=message.after,
-        message=message.message,
-    )
-
-
-def write_lineage(lineage: Lineage) -> registry_pb.GetLineageResponse:
-    """The whole walk."""
-    kinds = registry_pb.LineageKind
-    return registry_pb.GetLineageResponse(
-        nodes=[
-            registry_pb.LineageNode(
-                id=one.key.id, kind=_write_enum(kinds, one.key.kind, "LINEAGE_KIND_"), digest=one.digest
-            )
-            for one in lineage.nodes
-        ],
-        edges=[
-            registry_pb.LineageEdge(
-                child=one.child.id,
-                child_kind=_write_enum(kinds, one.child.kind, "LINEAGE_KIND_"),
-                parent=one.parent.id,
-                parent_kind=_write_enum(kinds, one.parent.kind, "LINEAGE_KIND_"),
-                relation=one.relation,
-            )
-            for one in lineage.edges
-        ],
-        truncated=lineage.is_truncated,
-    )
-
-
-def read_lineage(message: registry_pb.GetLineageResponse) -> Lineage:
-    """The whole walk."""
-
-    def key(kind: int, name: str) -> LineageKey:
-        return LineageKey(_read_enum(LineageKind, registry_pb.LineageKind, kind, "LINEAGE_KIND_"), name)
-
-    return Lineage(
-        nodes=tuple(LineageNode(key(one.kind, one.id), one.digest) for one in message.nodes),
-        edges=tuple(
-            LineageEdge(key(one.child_kind, one.child), key(one.parent_kind, one.parent), one.relation)
-            for one in message.edges
-        ),
-        is_truncated=message.truncated,
-    )
-
-
-def write_direction(direction: LineageDirection) -> registry_pb.LineageDirection:
-    """Which way a walk goes."""
-    found: registry_pb.LineageDirection = _write_enum(registry_pb.LineageDirection, direction, "LINEAGE_DIRECTION_")
-    return found
-
-
-def read_direction(direction: int) -> LineageDirection:
-    """Which way a walk goes; unspecified means ANCESTORS."""
-    given = direction or registry_pb.LINEAGE_DIRECTION_ANCESTORS
-    return _read_enum(LineageDirection, registry_pb.LineageDirection, given, "LINEAGE_DIRECTION_")
 
 
 def write_worker(worker: Worker) -> worker_pb.Worker:
@@ -441,14 +315,14 @@ def write_worker(worker: Worker) -> worker_pb.Worker:
                 version=one.version,
                 digest=one.digest,
                 aliases=one.aliases,
-                state=_write_enum(worker_pb.WorkerAdapterState, one.state, "WORKER_ADAPTER_STATE_"),
+                state=write_enum(worker_pb.WorkerAdapterState, one.state, "WORKER_ADAPTER_STATE_"),
                 failure=one.failure,
                 size_bytes=one.size_bytes,
                 in_flight=one.in_flight,
             )
             for one in worker.adapters
         ],
-        state=_write_enum(worker_pb.WorkerState, worker.state, "WORKER_STATE_"),
+        state=write_enum(worker_pb.WorkerState, worker.state, "WORKER_STATE_"),
         report_time=write_time(worker.report_time),
     )
 
@@ -466,7 +340,7 @@ def read_worker(message: worker_pb.Worker) -> Worker:
                 adapter=one.adapter,
                 version=one.version,
                 digest=one.digest,
-                state=_read_enum(WorkerAdapterState, worker_pb.WorkerAdapterState, one.state, "WORKER_ADAPTER_STATE_"),
+                state=read_enum(WorkerAdapterState, worker_pb.WorkerAdapterState, one.state, "WORKER_ADAPTER_STATE_"),
                 aliases=tuple(one.aliases),
                 failure=one.failure,
                 size_bytes=one.size_bytes,
@@ -474,8 +348,8 @@ def read_worker(message: worker_pb.Worker) -> Worker:
             )
             for one in message.adapters
         ),
-        state=_read_enum(WorkerState, worker_pb.WorkerState, message.state or _LIVE, "WORKER_STATE_"),
-        report_time=_read_optional_time(message, "report_time"),
+        state=read_enum(WorkerState, worker_pb.WorkerState, message.state or _LIVE, "WORKER_STATE_"),
+        report_time=read_optional_time(message, "report_time"),
     )
 
 
@@ -566,15 +440,18 @@ def _read_snapshot_item(message: watch_pb.SnapshotItem) -> SnapshotItem | None:
             return None
 
 
-def _read_optional_time(message: Any, field: str) -> datetime | None:
+def read_optional_time(message: Any, field: str) -> datetime | None:
+    """None when it is unset."""
     return read_time(getattr(message, field)) if message.HasField(field) else None
 
 
-def _write_enum(kind: Any, value: StrEnum, prefix: str) -> Any:
+def write_enum(kind: Any, value: StrEnum, prefix: str) -> Any:
+    """The message's value of an enum of ours."""
     return kind.Value(prefix + value.name)
 
 
-def _read_enum(ours: type[EnumT], theirs: Any, value: int, prefix: str) -> EnumT:
+def read_enum(ours: type[EnumT], theirs: Any, value: int, prefix: str) -> EnumT:
+    """Our value of a message's enum. Raises InvalidRequest for one that this release does not know."""
     try:
         return ours[theirs.Name(value).removeprefix(prefix)]
     except (KeyError, ValueError) as error:

@@ -12,7 +12,7 @@ from adapter.base_model import config_digest, tokenizer_digest, weights_digest
 from adapter.manifest import MAX_FILES, Manifest
 from adapter.splits import FULL_WEIGHT
 from loraplex.registry.v1 import registry_service_pb2 as pb
-from registry import messages
+from registry import admin_messages, messages
 from registry.admin_service import AdminService, make_call
 from registry.blobs import CHUNK_BYTES, BlobStore
 from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet, RegistryError
@@ -247,7 +247,7 @@ class RegistryService(AdminService):
         return pb.ResolveAdapterResponse(version=messages.write_version(found.version), revision=found.revision)
 
     async def GetLineage(self, request: pb.GetLineageRequest, context: Context) -> pb.GetLineageResponse:
-        direction = messages.read_direction(request.direction)
+        direction = admin_messages.read_direction(request.direction)
         if request.max_depth > MAX_DEPTH:
             raise InvalidRequest(
                 f"max_depth: expected at most {MAX_DEPTH}, found {request.max_depth}", field="max_depth"
@@ -261,7 +261,7 @@ class RegistryService(AdminService):
             case _:
                 raise InvalidRequest("start: expected a version or a base model, found none", field="start")
         found = await self._store.lineages.walk(start, direction, max_depth=request.max_depth or MAX_DEPTH)
-        return messages.write_lineage(found)
+        return admin_messages.write_lineage(found)
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         status = await self._store.changes.status()

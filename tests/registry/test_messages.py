@@ -9,7 +9,7 @@ import pytest
 
 from adapter.manifest import Manifest, ManifestFile
 from loraplex.registry.v1 import resources_pb2, watch_service_pb2
-from registry import messages
+from registry import admin_messages, messages
 from registry.errors import InvalidManifest, InvalidRequest
 from registry.resources import (
     Adapter,
@@ -109,17 +109,17 @@ def test_every_resource_survives_the_trip() -> None:
     change = AliasChange(9, (), TARGETS, "alice", NOW, "because")
     assert messages.read_alias_change(messages.write_alias_change(change)) == change
     token = Token("ci", (Scope.READ, Scope.WATCH), ("sql",), ("canary",), "id", NOW, NOW, NOW)
-    assert messages.read_token(messages.write_token(token)) == token
-    assert messages.read_token(messages.write_token(Token("ci", ()))) == Token("ci", ())
+    assert admin_messages.read_token(admin_messages.write_token(token)) == token
+    assert admin_messages.read_token(admin_messages.write_token(Token("ci", ()))) == Token("ci", ())
     entry = AuditEntry(9, NOW, "alice", "RevokeToken", "token/id", "request", "", "{}", "because")
-    assert messages.read_audit_entry(messages.write_audit_entry(entry)) == entry
+    assert admin_messages.read_audit_entry(admin_messages.write_audit_entry(entry)) == entry
     version, model = LineageKey(LineageKind.ADAPTER_VERSION, "sql:3"), LineageKey(LineageKind.BASE_MODEL, "base")
     edge = LineageEdge(version, model, "trained_on")
     lineage = Lineage((LineageNode(version, DIGEST), LineageNode(model, "")), (edge,), is_truncated=True)
-    assert messages.read_lineage(messages.write_lineage(lineage)) == lineage
+    assert admin_messages.read_lineage(admin_messages.write_lineage(lineage)) == lineage
     for direction in LineageDirection:
-        assert messages.read_direction(messages.write_direction(direction)) is direction
-    assert messages.read_direction(0) is LineageDirection.ANCESTORS
+        assert admin_messages.read_direction(admin_messages.write_direction(direction)) is direction
+    assert admin_messages.read_direction(0) is LineageDirection.ANCESTORS
 
 
 @pytest.mark.parametrize(
