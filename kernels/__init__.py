@@ -7,10 +7,9 @@ is for expand on the same device: on CUDA it is sums over slices of D_in, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +59,7 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
 
 def look_up(token_ids: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
     """s[m] = A[:, token_ids[rows[m]]]: see `kernels.reference.look_up`."""
-    s: Tensor = _op(token_ids.device.type, "look_up")(token_ids, arena, site, segments, max_rank=max_rank)
+    s: Tensor = _ops(token_ids.device.type).look_up(token_ids, arena, site, segments, max_rank=max_rank)
     return s
 
 
@@ -127,11 +126,3 @@ def _ops(device: str) -> ModuleType:
 
         return cuda
     raise UnsupportedDevice(f"expected tensors on the device 'cpu' or 'cuda', found '{device}'")
-
-
-def _op(device: str, name: str) -> Callable[..., Any]:
-    """An op that not every device has yet. Raises UnsupportedDevice where it is missing."""
-    found: Callable[..., Any] | None = getattr(_ops(device), name, None)
-    if found is None:
-        raise UnsupportedDevice(f"this release has no kernels.{device}.{name}: the adapters that need it run on a CPU")
-    return found

@@ -24,14 +24,15 @@ from kernels.reference import rms_norm, rotary, silu_mul
 from kernels.segments import Segments
 from kernels.site import Affine, Site
 
-__all__ = ["attend", "expand", "rescale", "rms_norm", "rotary", "shrink", "silu_mul", "warm_up", "write_kv"]
+__all__ = ["attend", "expand", "look_up", "rescale", "rms_norm", "rotary", "shrink", "silu_mul", "warm_up", "write_kv"]
 
 SHRINK = {Family.ROWS: Kernel("rows.cu", "shrink_rows"), Family.TILES: Kernel("tiles.cu", "shrink_tiles")}
 EXPAND = {Family.ROWS: Kernel("rows.cu", "expand_rows"), Family.TILES: Kernel("tiles.cu", "expand_tiles")}
 EXPAND_COMPOSED = Kernel("rows.cu", "expand_composed")
+LOOK_UP = Kernel("lookup.cu", "look_up")
 RESCALE = Kernel("affine.cu", "rescale")
 WRITE_KV = Kernel("cache.cu", "write_kv")
-KERNELS = (*SHRINK.values(), *EXPAND.values(), EXPAND_COMPOSED, RESCALE, WRITE_KV)
+KERNELS = (*SHRINK.values(), *EXPAND.values(), EXPAND_COMPOSED, LOOK_UP, RESCALE, WRITE_KV)
 
 NUM_THREADS = 128  # of a block, in every kernel
 
@@ -65,8 +66,7 @@ def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank
     _check(arena, site.columns)
     _check_width(site.in_features)
     _check_rows("x", x, dtype=arena.dtype, width=site.in_features)
-    if max_rank > MAX_RANK:
-        raise UnsupportedTensor(f"expected ranks of at most {MAX_RANK} at a site, found {max_rank}")
+    width = _check_rank(max_rank)
     device = facts(x.device)
     num_entries, num_segments = segments.num_entries, segments.slots.shape[0]
     family = choose(num_entries, num_segments, device)
@@ -75,7 +75,6 @@ def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank
     length = slice_length(site.in_features, num_blocks=units * tiles, step=SLICE_STEP[family], facts=device)
     length = min(length, MAX_SLICE) if family is Family.ROWS else length
     slices = -(-site.in_features // length)
-    width = -(-max_rank // 4) * 4  # so that pairs are aligned
     s = torch.empty(slices, num_entries, width, dtype=torch.float32, device=x.device)
     # Blocks of shrink_rows that begin no unit leave at once, so its grid counts entries.
     blocks = num_entries if family is Family.ROWS else units
@@ -103,6 +102,36 @@ def shrink(x: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank
         dtype=arena.dtype,
         device=x.device,
         shared_bytes=UNIT_ROWS[family] * length * arena.itemsize if family is Family.ROWS else 0,
+    )
+    return s
+
+
+def look_up(token_ids: Tensor, arena: Tensor, site: Site, segments: Segments, *, max_rank: int) -> Tensor:
+    """kernels.reference.look_up, as one slice. Shapes: returns float32 [1, M, max_rank or up to 3 more]."""
+    _check(arena, site.columns)
+    if token_ids.dtype != torch.int64 or token_ids.dim() != 1 or not token_ids.is_contiguous():
+        raise UnsupportedTensor(f"expected dense int64 token_ids, found {token_ids.dtype} {tuple(token_ids.shape)}")
+    width = _check_rank(max_rank)
+    s = torch.empty(1, segments.num_entries, width, dtype=torch.float32, device=token_ids.device)
+    launch(
+        LOOK_UP,
+        (
+            token_ids,
+            arena,
+            site.a_start,
+            site.ranks,
+            np.int32(len(site.columns) - 1),
+            segments.rows,
+            segments.slots,
+            segments.segment_of,
+            s,
+            np.int32(width),
+            np.int32(site.in_features),
+        ),
+        grid=(segments.num_entries, -(-max_rank // NUM_THREADS)),
+        num_threads=NUM_THREADS,
+        dtype=arena.dtype,
+        device=token_ids.device,
     )
     return s
 
@@ -244,6 +273,13 @@ def _check(arena: Tensor, columns: tuple[int, ...]) -> None:
         raise UnsupportedTensor(f"expected at most {MAX_PARTS} parts, found {len(columns) - 1}")
     for width in _widths(columns):
         _check_width(width)
+
+
+def _check_rank(max_rank: int) -> int:
+    """The columns of s for ranks up to `max_rank`: a few more, so that pairs are aligned."""
+    if max_rank > MAX_RANK:
+        raise UnsupportedTensor(f"expected ranks of at most {MAX_RANK} at a site, found {max_rank}")
+    return -(-max_rank // 4) * 4
 
 
 def _check_width(width: int) -> None:

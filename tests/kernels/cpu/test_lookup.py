@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import UnsupportedDevice, UnsupportedTensor, group, reference
+from kernels import UnsupportedTensor, group, reference
 
 RANKS = [(4,), (1,), (9,), (16,)]
 BATCHES = {
@@ -37,12 +37,3 @@ def test_what_compiled_code_would_misread_is_refused(token_ids, make_adapters):
     adapters = make_adapters(RANKS, 104, (24,), torch.float32)
     with pytest.raises(UnsupportedTensor, match="expected dense int64 token_ids"):
         kernels.look_up(token_ids, adapters.arena, adapters.site, group([[(0, 1.0)]] * 2), max_rank=4)
-
-
-def test_a_device_that_lacks_the_op_is_refused_by_name(make_adapters, monkeypatch):
-    adapters = make_adapters(RANKS, 104, (24,), torch.float32)
-    monkeypatch.delattr(kernels.cpu, "look_up")
-    with pytest.raises(UnsupportedDevice, match=r"this release has no kernels\.cpu\.look_up"):
-        kernels.look_up(
-            torch.zeros(1, dtype=torch.int64), adapters.arena, adapters.site, group([[(0, 1.0)]]), max_rank=4
-        )

@@ -327,6 +327,19 @@ AFFINE = [
     Mutant("an entry takes y as it was", "affine.cu", "if (!is_loaded) now = *place;", "now = *place;"),
 ]
 
+LOOKUP = [
+    Mutant("the token of the entry, not of its row", "lookup.cu", "token_ids[rows[entry]]", "token_ids[entry]"),
+    Mutant(
+        "ranks past the rank written",
+        "lookup.cu",
+        "if (r >= rank_before(ranks, slot, num_parts, num_parts)) return;",
+        "",
+    ),
+    Mutant("A taken as its transpose", "lookup.cu", "(i64)r * in_features + token_ids", "r + token_ids"),
+    Mutant("every block writes the first entry", "lookup.cu", "s[(i64)entry * s_width + r]", "s[r]"),
+    Mutant("the wrong half of a word", "lookup.cu", "arena[place]).x", "arena[place]).y"),
+]
+
 CACHE = [
     Mutant("padding written", "cache.cu", "  if (place < 0) return;\n", ""),
     Mutant(

@@ -29,6 +29,7 @@ EXPECTED = {
     "expand_composed": ("LDG.E.128", "STG.E.128"),
     "shrink_tiles": ("HMMA.16816.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS"),
     "expand_tiles": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS", "STG.E.128"),
+    "look_up": ("LDG.E.U16",),
     "rescale": ("LDG.E.128", "STG.E.128"),
     "write_kv": ("LDG.E.128", "STG.E.128"),
 }

@@ -12,7 +12,7 @@ import kernels.cuda
 from kernels import Affine, group, reference
 from kernels.cuda import module, source
 from kernels.cuda.families import Family
-from tests.kernels.cuda.mutants import AFFINE, CACHE, FAR, ROWS, TILES, Mutant
+from tests.kernels.cuda.mutants import AFFINE, CACHE, FAR, LOOKUP, ROWS, TILES, Mutant
 from tests.kernels.cuda.outcome import SAME_BITS, assert_right
 from tests.kernels.cuda.simulator.nvrtc import CompileError
 from tests.kernels.cuda.simulator.ptx import PtxError
@@ -130,6 +130,35 @@ def test_a_fault_in_the_rescaling_kernel_is_caught(mutant, device, monkeypatch):
     mutate(mutant, monkeypatch)
     with pytest.raises((PtxError, AssertionError, CompileError)) as caught:
         run_affine()
+    assert "times in" not in str(caught.value), "the mutant does not fit the source any more"
+
+
+def run_look_up(make_adapters, assert_close) -> None:
+    adapters = make_adapters([(5,), (131,)], 40, (16,), torch.bfloat16)
+    segments = group([BASE, [(1, 1.0)], [(0, 1.0)], [(1, 1.0)]])
+    assert segments is not None
+    where = adapters.arena, adapters.site, segments
+    token_ids = torch.tensor([3, 39, 0, 17])
+    s = kernels.cuda.look_up(token_ids, *where, max_rank=131)
+    expected = reference.look_up(token_ids, *where, max_rank=131)
+    for m, rank in enumerate((5, 131, 131)):
+        assert torch.equal(s[0, m, :rank], expected[m, :rank])
+        assert s[0, m, rank:].isnan().all()
+    y = torch.zeros(4, 16, dtype=torch.bfloat16)
+    y_expected = y.clone()
+    kernels.cuda.expand(s, *where, y)
+    reference.expand(expected, *where, y_expected)
+    assert_close(y, y_expected, torch.bfloat16)
+
+
+@pytest.mark.parametrize("mutant", [None, *LOOKUP], ids=lambda m: m.fault if m else "none")
+def test_a_fault_in_the_lookup_is_caught(mutant, device, make_adapters, assert_close, monkeypatch):
+    if mutant is None:
+        run_look_up(make_adapters, assert_close)
+        return
+    mutate(mutant, monkeypatch)
+    with pytest.raises((PtxError, AssertionError, CompileError)) as caught:
+        run_look_up(make_adapters, assert_close)
     assert "times in" not in str(caught.value), "the mutant does not fit the source any more"
 
 
