@@ -130,6 +130,12 @@ def serve(verbose: bool, **flags: Any) -> None:
 @click.option("--temperature", type=float, help="0 is greedy.  [default: 0]")
 @click.option("--top-p", type=float)
 @click.option("--top-k", type=int)
+@click.option("--min-p", type=float)
+@click.option("--typical-p", type=float)
+@click.option("--repetition-penalty", type=float, help="Divides the logits of tokens seen.  [default: 1]")
+@click.option("--presence-penalty", type=float, help="Taken from the logits of tokens answered.  [default: 0]")
+@click.option("--frequency-penalty", type=float, help="Taken once for each time that one was answered.  [default: 0]")
+@click.option("--min-tokens", type=click.IntRange(min=0), default=0, help="Do not stop at an end token before these.")
 @click.option("--seed", type=int, help="Makes a sampled answer repeatable.")
 @click.option("--stop", multiple=True, help="End before this string; repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Do not stop at the model's end token.")
@@ -214,14 +220,14 @@ def worker(server: str, token_file: Path | None, ca: Path | None, output: str) -
 
 
 def _generate_request(
-    *, prompt: str, adapters: tuple[str, ...], raw: bool, system: str | None, max_tokens: int, stop: tuple[str, ...],
-    ignore_eos: bool, logprobs: int | None, **sampling: Any,
+    *, prompt: str, adapters: tuple[str, ...], raw: bool, system: str | None, max_tokens: int, min_tokens: int,
+    stop: tuple[str, ...], ignore_eos: bool, logprobs: int | None, **sampling: Any,
 ) -> pb.GenerateRequest:  # fmt: skip
     from loraplex.inference.v1 import inference_service_pb2 as pb
 
     request = pb.GenerateRequest(
         sampling=pb.SamplingParams(**{name: value for name, value in sampling.items() if value is not None}),
-        stop=pb.StopConditions(max_tokens=max_tokens, strings=stop, ignore_eos=ignore_eos),
+        stop=pb.StopConditions(max_tokens=max_tokens, strings=stop, ignore_eos=ignore_eos, min_tokens=min_tokens),
         logprobs=logprobs,
     )
     for item in adapters:

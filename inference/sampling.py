@@ -1,7 +1,7 @@
 """Logits to tokens, row by row. Knows no requests and no batch: a row's answer depends on that row alone.
 
     logits ─► log-probabilities reported (natural, before any filter)
-       └────► temperature ─► top-k ─► top-p ─► min-p ─► one draw by inverse CDF over token ids
+       └────► adjustment ─► temperature ─► top-k ─► top-p ─► min-p ─► typical-p ─► one draw by inverse CDF over ids
 
 The draw is a function of (seed, position) and keeps no state between steps, so that a request which was preempted and
 computed again, or which has other neighbours, draws the same numbers. The order of the filters is that of
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.adjustment import Adjustment, adjust
 from inference.engine.sequence import Sampled
 
 NUCLEUS_STEPS = (1e-4, 1e-6, 0.0)  # tens, then thousands of tokens are usually this probable; 0 takes all
@@ -27,17 +28,20 @@ GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2**64 / phi, the increment of SplitMix64
 class RowSampling:
     """How one row's token is chosen; values are those of a checked SamplingParams.
 
-    temperature 0 is greedy and ignores the rest; top_k 0, top_p 1 and min_p 0 keep every token. `position` is the
-    index of the token in its answer. `logprobs` is the number of alternatives to report, None to report nothing.
+    temperature 0 is greedy and ignores the filters; top_k 0, top_p 1, min_p 0 and typical_p 1 keep every token.
+    `position` is the index of the token in its answer. `logprobs` is the number of alternatives to report, None to
+    report nothing. `adjustment` changes the logits that the token is chosen from, and not those reported.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
     seed: int = 0
     position: int = 0
     logprobs: int | None = None
+    adjustment: Adjustment | None = None
 
 
 def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:
@@ -45,7 +49,8 @@ def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:
 
     Semantics: greedy rows take argmax, the lowest id on a tie; others draw from the filtered distribution.
     Shapes: logits float32 [B, V], one entry of `rows` for each of the B rows. Mutates: nothing.
-    Returns None for a row whose logits hold a NaN or +inf: it has no distribution, and its neighbours must not suffer.
+    Returns None for a row whose logits hold a NaN or +inf, or whose every token is banned: it has no distribution, and
+    its neighbours must not suffer.
     """
     assert logits.shape[:-1] == (len(rows),), f"expected logits [{len(rows)}, V], found {tuple(logits.shape)}"
     if not rows:
@@ -55,7 +60,14 @@ def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:
     usable: list[bool] = torch.isfinite(logits.gather(1, top_ids[:, None])).flatten().tolist()
     token_ids: list[int] = top_ids.tolist()
     for index, row in enumerate(rows):
-        if usable[index] and row.temperature > 0.0:
+        if not usable[index]:
+            continue
+        if row.adjustment is not None:
+            adjusted = adjust(logits[index], row.adjustment)
+            best = int(_argmax(adjusted[None]))
+            usable[index] = bool(torch.isfinite(adjusted[best]))
+            token_ids[index] = _draw(adjusted, row) if usable[index] and row.temperature > 0.0 else best
+        elif row.temperature > 0.0:
             token_ids[index] = _draw(logits[index], row)
     reported = _report(logits, rows, token_ids, usable)
     return [reported.get(index, Sampled(token_ids[index])) if usable[index] else None for index in range(len(rows))]
@@ -101,6 +113,10 @@ def _draw(logits: Tensor, row: RowSampling) -> int:
         likely = torch.nonzero(probabilities >= row.min_p * probabilities.max()).flatten()
         ids = likely if ids is None else ids[likely]
         probabilities = probabilities[likely]
+    if row.typical_p < 1.0:
+        typical = _typical(probabilities, row.typical_p)
+        ids = typical if ids is None else ids[typical]
+        probabilities = probabilities[typical]
     cumulative = probabilities.cumsum(0, dtype=torch.float64)  # 150 000 terms would lose bits in float32
     target = cumulative[-1] * uniform(row.seed, row.position)
     index = int(torch.searchsorted(cumulative, target, right=True))  # the first whose cumulative exceeds the target
@@ -121,6 +137,20 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     sums = order.values.cumsum(0, dtype=torch.float64)
     size = 1 + int((sums[:-1] < top_p).sum())
     return candidates[order.indices[:size]].sort().values
+
+
+def _typical(probabilities: Tensor, typical_p: float) -> Tensor:
+    """Indices, ascending, of the smallest set of locally typical tokens whose share reaches typical_p; never empty.
+
+    A token is the more typical the closer its information -log p is to the entropy of the distribution.
+    Source: Meister et al. 2023, Locally Typical Sampling.
+    """
+    shares = probabilities.double() / probabilities.sum(dtype=torch.float64)
+    information = -shares.log()
+    entropy = torch.where(shares > 0, shares * information, 0.0).sum()
+    order = torch.sort((information - entropy).abs(), stable=True).indices
+    size = 1 + int((shares[order].cumsum(0)[:-1] < typical_p).sum())
+    return order[:size].sort().values
 
 
 def _report(

@@ -16,7 +16,7 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -46,9 +46,6 @@ CONTEXT_TOKENS = 16  # of the prompt, enough to know an open word and an open ch
 # Longer text is tokenized on another thread, so that it does not hold up the streams of others.
 INLINE_CHARS = 8192
 MAX_PAGE_SIZE = 1000
-# What the contract names and this release refuses, rather than ignores; the optional ones may be set to 0.
-LATER_SAMPLING = ("typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
-OPTIONAL_LATER = frozenset({"typical_p", "repetition_penalty"})
 FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -343,7 +340,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         encode = self._tokenizer.encode_rendered if is_rendered else self._tokenizer.encode
         return encode(text) if len(text) <= INLINE_CHARS else await asyncio.to_thread(encode, text)
 
-    def _check_ids(self, ids: Sequence[int], field: str) -> list[int]:
+    def _check_ids(self, ids: Collection[int], field: str) -> list[int]:
         largest = max(ids, default=0)
         if largest >= self._model.vocab_size:
             raise InvalidRequest(f"{field}: expected ids below {self._model.vocab_size}, found {largest}", field=field)
@@ -351,11 +348,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
 
     def _sampling(self, request: pb.GenerateRequest, prompt_tokens: int) -> SamplingParams:
         sampling, stop = request.sampling, request.stop
-        for name in LATER_SAMPLING:
-            if sampling.HasField(name) if name in OPTIONAL_LATER else bool(getattr(sampling, name)):
-                raise NotImplementedYet(f"sampling.{name} is not part of this release", field=f"sampling.{name}")
-        if stop.min_tokens:
-            raise NotImplementedYet("stop.min_tokens is not part of this release", field="stop.min_tokens")
+        self._check_ids(sampling.logit_bias.keys(), "sampling.logit_bias")
         if request.priority:
             raise NotImplementedYet("priority is not part of this release", field="priority")
         room = self._model.max_context - prompt_tokens
@@ -365,6 +358,12 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
+            typical_p=sampling.typical_p if sampling.HasField("typical_p") else 1.0,
+            repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=tuple(sorted(sampling.logit_bias.items())),
+            min_tokens=stop.min_tokens,
             seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
             logprobs=request.logprobs if request.HasField("logprobs") else None,
         )

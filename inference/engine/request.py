@@ -20,8 +20,9 @@ from inference.errors import InferenceError, InvalidRequest
 class SamplingParams:
     """How tokens are chosen and how many. Raises InvalidRequest, with the field, on what can never work.
 
-    temperature 0 is greedy; top_k 0 and min_p 0 keep every token. `logprobs` is the number of alternatives wanted
-    beside the chosen token's log-probability; None asks for neither.
+    temperature 0 is greedy; top_k 0, min_p 0 and typical_p 1 keep every token. `logprobs` is the number of
+    alternatives wanted beside the chosen token's log-probability; None asks for neither. Penalties and bias are those
+    of inference/adjustment.py. No stop token is chosen among the first `min_tokens`.
     """
 
     max_tokens: int
@@ -29,6 +30,12 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
     seed: int = 0
     logprobs: int | None = None
 
@@ -38,8 +45,28 @@ class SamplingParams:
         _expect(0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]", self.top_p)
         _expect(self.top_k >= 0, "top_k", "at least 0", self.top_k)
         _expect(0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]", self.min_p)
+        _expect(0.0 < self.typical_p <= 1.0, "typical_p", "in (0, 1]", self.typical_p)
+        # Wider than anything useful, and narrow enough that no finite logit overflows.
+        _expect(0.01 <= self.repetition_penalty <= 100, "repetition_penalty", "in [0.01, 100]", self.repetition_penalty)
+        _expect(-100 <= self.presence_penalty <= 100, "presence_penalty", "in [-100, 100]", self.presence_penalty)
+        _expect(-100 <= self.frequency_penalty <= 100, "frequency_penalty", "in [-100, 100]", self.frequency_penalty)
+        _expect(len(self.logit_bias) <= 1024, "logit_bias", "at most 1024 ids", len(self.logit_bias))
+        for token_id, bias in self.logit_bias:
+            _expect(-100 <= bias <= 100, "logit_bias", "numbers in [-100, 100]", f"{bias} for {token_id}")
+        _expect(0 <= self.min_tokens <= self.max_tokens, "min_tokens", f"at most {self.max_tokens}", self.min_tokens)
         _expect(0 <= self.seed < 2**64, "seed", "an unsigned 64-bit number", self.seed)
         _expect(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "in [0, 20]", self.logprobs)
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether tokens are chosen from other logits than the model's."""
+        return bool(
+            self.repetition_penalty != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.min_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)

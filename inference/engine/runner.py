@@ -7,10 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inference.adjustment import Adjustment
 from inference.engine.batch import Batch, build_batch
 from inference.engine.engine import RequestsFailed
 from inference.engine.kv_cache import KVCache
-from inference.engine.sequence import Chunk, Sampled
+from inference.engine.sequence import Chunk, Sampled, Sequence
 from inference.lora.bank import Bank
 from inference.sampling import RowSampling, sample
 
@@ -64,7 +65,22 @@ def _row(chunk: Chunk) -> RowSampling:
         top_p=params.top_p,
         top_k=params.top_k,
         min_p=params.min_p,
+        typical_p=params.typical_p,
         seed=params.seed,
         position=chunk.sequence.num_outputs,
         logprobs=params.logprobs,
+        adjustment=_adjustment(chunk.sequence) if params.adjusts_logits else None,
+    )
+
+
+def _adjustment(sequence: Sequence) -> Adjustment:
+    request, params = sequence.request, sequence.request.sampling
+    return Adjustment(
+        prompt_ids=request.prompt_ids,
+        output_ids=sequence.tokens[len(request.prompt_ids) :],
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        bias=params.logit_bias,
+        banned=request.stop_token_ids if sequence.num_outputs < params.min_tokens else (),
     )

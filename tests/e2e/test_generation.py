@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from loraplex.inference.v1 import inference_service_pb2 as pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -41,3 +44,39 @@ async def test_a_promoted_version_never_finds_what_the_one_before_it_cached(
         assert after.started.cached_tokens == 0
         expected = await e2e.generate(stub, e2e.ask(LONG, "classify"))
     assert after.token_ids == expected.token_ids
+
+
+async def test_a_bias_of_100_decides_and_penalties_forbid_what_was_said(system: Any, e2e: Any) -> None:
+    async with system.stub() as stub:
+        forced = await e2e.generate(stub, e2e.ask(sampling=pb.SamplingParams(logit_bias={1234: 100}), ignore_eos=True))
+        assert forced.token_ids == [1234] * 8
+        sampling = pb.SamplingParams(logit_bias={1234: 100, 2345: 100}, presence_penalty=100)
+        turns = await e2e.generate(stub, e2e.ask(sampling=sampling, ignore_eos=True, max_tokens=2))
+        assert set(turns.token_ids) == {1234, 2345}
+
+
+async def test_no_end_token_comes_before_min_tokens(system: Any, e2e: Any) -> None:
+    request = e2e.ask(ignore_eos=True)
+    async with system.stub() as stub:
+        free = await e2e.generate(stub, request)
+        request.stop.token_ids.append(free.token_ids[3])
+        short = await e2e.generate(stub, request)
+        request.stop.min_tokens = 6
+        longer = await e2e.generate(stub, request)
+    assert short.finished.reason == pb.FINISH_REASON_STOP
+    assert short.token_ids == free.token_ids[: len(short.token_ids)]
+    assert longer.token_ids[: len(short.token_ids) - 1] == short.token_ids[:-1]
+    assert free.token_ids[3] not in longer.token_ids[:6]
+    assert len(longer.token_ids) >= 6
+
+
+async def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(system: Any, e2e: Any) -> None:
+    sampling = pb.SamplingParams(temperature=1, seed=7, typical_p=0.9, repetition_penalty=1.2, frequency_penalty=0.1)
+    async with system.stub() as stub:
+        alone = await e2e.generate(stub, e2e.ask(sampling=sampling, max_tokens=24, ignore_eos=True))
+        others = [e2e.ask(f"{n}?", "sql", sampling=pb.SamplingParams(temperature=1), max_tokens=24) for n in range(5)]
+        among, *_ = await asyncio.gather(
+            e2e.generate(stub, e2e.ask(sampling=sampling, max_tokens=24, ignore_eos=True)),
+            *(e2e.generate(stub, other) for other in others),
+        )
+    assert among.token_ids == alone.token_ids

@@ -30,6 +30,15 @@ def kept_by_definition(logits, row):
         before += weight
     kept = [(token, weight) for token, weight in kept if weight >= row.min_p * kept[0][1]]
     total = sum(weight for _, weight in kept)
+    if row.typical_p < 1.0:
+        entropy = -sum(weight / total * math.log(weight / total) for _, weight in kept)
+        ranked = sorted(kept, key=lambda one: (abs(-math.log(one[1] / total) - entropy), one[0]))
+        kept, before = [], 0.0
+        for token, weight in ranked:
+            if before / total < row.typical_p:
+                kept.append((token, weight))
+            before += weight
+        total = sum(weight for _, weight in kept)
     return {token: weight / total for token, weight in kept}
 
 
@@ -40,7 +49,9 @@ FILTERS = {
     "top-k": {"top_k": 3},
     "top-p": {"top_p": 0.7},
     "min-p": {"min_p": 0.2},
+    "typical-p": {"typical_p": 0.5},
     "all": {"temperature": 1.5, "top_k": 7, "top_p": 0.85, "min_p": 0.05},
+    "all and typical-p": {"temperature": 1.5, "top_k": 9, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.6},
     "top-k of more than there are": {"top_k": 500},
     "top-p of almost nothing": {"top_p": 1e-9},
 }

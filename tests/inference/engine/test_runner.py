@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,6 +54,24 @@ def test_only_chunks_that_reach_the_last_token_are_sampled(kv_cache: KVCache, ba
 def test_logits_that_are_not_numbers_are_none_and_do_not_touch_their_neighbours(kv_cache: KVCache, bank: Bank) -> None:
     runner = Runner(LastToken(), kv_cache, bank)
     assert runner.run([make_chunk([3]), make_chunk([13]), make_chunk([4])]) == [Sampled(4), None, Sampled(5)]
+
+
+def test_penalties_see_the_prompt_and_the_answer_and_stop_tokens_wait(kv_cache: KVCache, bank: Bank) -> None:
+    def choose(answered: list[int], **settings: Any) -> int:
+        params = SamplingParams(9, **settings)
+        sequence = Sequence(Request("r", (5, 3), params, stop_token_ids=frozenset({4})), 0, blocks=[0])
+        sequence.tokens += answered
+        [sampled] = Runner(LastToken(), kv_cache, bank).run([Chunk(sequence, 0, len(sequence.tokens), samples=True)])
+        assert sampled is not None
+        return sampled.token_id
+
+    assert choose([]) == 4
+    assert choose([], min_tokens=1) == 0, "the lowest of equals, because 4 is a stop token"
+    assert choose([3], min_tokens=1) == 4
+    assert choose([4, 3], presence_penalty=2.0) == 0
+    assert choose([4, 3], frequency_penalty=-2.0) == 4
+    assert choose([4, 4, 3], frequency_penalty=0.6, logit_bias=((7, 0.1),)) == 7
+    assert choose([4], repetition_penalty=1.5, logit_bias=((5, 0.5),)) == 5
 
 
 def test_a_slot_with_another_owner_is_found_before_anything_is_computed(kv_cache: KVCache, bank: Bank) -> None:
