@@ -354,7 +354,9 @@ async def test_watches_with_one_token_ask_for_it_once_a_revision(server, root, f
         await root.promote("pirate", 1)
         changes = await asyncio.gather(*(anext(watch) for watch in watches))
         assert {change.revision for change in changes} == {at + 1}
-        assert asked == [hash_secret(made.secret)]
+        # Once for the promotion's revision, and once for the one before when the listener heard of it late.
+        assert set(asked) == {hash_secret(made.secret)}
+        assert len(asked) <= 2
         for watch in watches:
             await watch.aclose()
 
