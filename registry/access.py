@@ -92,6 +92,7 @@ class Rule:
 
 
 _REGISTRY = "/loraplex.registry.v1.RegistryService/"
+_SIGNING = "/loraplex.registry.v1.SigningService/"
 _UPKEEP = "/loraplex.registry.v1.UpkeepService/"
 _WATCH = "/loraplex.registry.v1.WatchService/"
 _WORKER = "/loraplex.registry.v1.WorkerService/"
@@ -123,6 +124,9 @@ RULES: dict[str, Rule] = {
     _REGISTRY + "ListTokens": Rule(Scope.ADMIN),
     _REGISTRY + "RotateToken": Rule(Scope.ADMIN),
     _REGISTRY + "RevokeToken": Rule(Scope.ADMIN),
+    _SIGNING + "SignAdapterVersion": Rule(Scope.REGISTER, _adapter),
+    _SIGNING + "SetAliasPolicy": Rule(Scope.ADMIN),
+    _SIGNING + "GetAliasPolicy": Rule(Scope.READ, _adapter),
     _UPKEEP + "CompactEvents": Rule(Scope.ADMIN),
     _UPKEEP + "CollectBlobs": Rule(Scope.ADMIN),
     _WATCH + "Watch": Rule(Scope.WATCH, _everything),

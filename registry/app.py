@@ -16,6 +16,8 @@ from typing import Any
 from loraplex.registry.v1 import (
     registry_service_pb2,
     registry_service_pb2_grpc,
+    signing_service_pb2,
+    signing_service_pb2_grpc,
     upkeep_service_pb2,
     upkeep_service_pb2_grpc,
     watch_service_pb2,
@@ -34,6 +36,7 @@ from registry.registration import Registration
 from registry.service import RegistryService
 from registry.settings import Settings
 from registry.shelves import FolderShelf, open_shelf
+from registry.signing_service import SigningService
 from registry.sources import Sources
 from registry.spool import Spool
 from registry.store import Store
@@ -110,6 +113,7 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
             WatchService(watches, access),
             WorkerService(store),
             UpkeepService(store.compaction, keep, blobs, store.blob_uses),
+            SigningService(store.signing),
         )
         yield Registry(services, listener, access)
 
@@ -151,7 +155,11 @@ def _report(task: asyncio.Task[None]) -> None:
 
 
 def _services(
-    registry: RegistryService, watch: WatchService, worker: WorkerService, upkeep: UpkeepService
+    registry: RegistryService,
+    watch: WatchService,
+    worker: WorkerService,
+    upkeep: UpkeepService,
+    signing: SigningService,
 ) -> list[Service]:
     return [
         Service(
@@ -173,5 +181,10 @@ def _services(
             upkeep_service_pb2.DESCRIPTOR.services_by_name["UpkeepService"],
             upkeep_service_pb2_grpc.add_UpkeepServiceServicer_to_server,
             upkeep,
+        ),
+        Service(
+            signing_service_pb2.DESCRIPTOR.services_by_name["SigningService"],
+            signing_service_pb2_grpc.add_SigningServiceServicer_to_server,
+            signing,
         ),
     ]

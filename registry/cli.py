@@ -23,6 +23,7 @@ from registry.commands.inspect import diff, history, lineage, verify
 from registry.commands.look import list_adapters, resolve, show, status, watch
 from registry.commands.publish import promote, register, retire
 from registry.commands.rights import audit, protect, token, unprotect
+from registry.commands.signing import policy, sign
 from registry.commands.undo import rollback, unretire
 from registry.options import global_options
 
@@ -94,6 +95,7 @@ for _command in (
     history,
     lineage,
     list_adapters,
+    policy,
     promote,
     protect,
     register,
@@ -101,6 +103,7 @@ for _command in (
     retire,
     rollback,
     show,
+    sign,
     status,
     token,
     unprotect,

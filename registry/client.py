@@ -46,6 +46,7 @@ from registry.resources import (
     WatchMessage,
     Worker,
 )
+from registry.signing_client import SigningClient
 from registry.transfers import download, upload
 from registry.upkeep_client import UpkeepClient
 
@@ -109,6 +110,7 @@ class RegistryClient:
         # Tokens, the audit log and protected aliases.
         self.admin = AdminClient(self._registry, calls)
         self.upkeep = UpkeepClient(channel, calls)
+        self.signing = SigningClient(channel, calls)
 
     async def __aenter__(self) -> Self:
         return self

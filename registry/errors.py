@@ -6,6 +6,8 @@ RegistryError
 │   ├── InvalidReference      INVALID_ARGUMENT
 │   ├── InvalidManifest       INVALID_ARGUMENT
 │   ├── InvalidPageToken      INVALID_ARGUMENT
+│   ├── InvalidKey            INVALID_ARGUMENT      not a key that can sign
+│   ├── SignatureInvalid      INVALID_ARGUMENT      the signature is not one of the manifest by its key
 │   └── BlobMismatch          INVALID_ARGUMENT      the bytes are not what the header said
 ├── Unauthenticated           UNAUTHENTICATED
 ├── PermissionDenied          PERMISSION_DENIED
@@ -27,6 +29,7 @@ RegistryError
 ├── VersionRejected           FAILED_PRECONDITION
 ├── VersionNotRetired         FAILED_PRECONDITION
 ├── VersionInUse              FAILED_PRECONDITION   an alias points at it
+├── SignatureRequired         FAILED_PRECONDITION   the alias wants a signature that the version has not
 ├── NoEarlierTarget           FAILED_PRECONDITION   an alias has nothing to go back to
 ├── LineageCycle              FAILED_PRECONDITION   a base model would be its own ancestor
 ├── TokenNotInForce           FAILED_PRECONDITION   it was revoked or has expired
@@ -99,6 +102,18 @@ class BlobMismatch(InvalidRequest):
     """The bytes are not what the header said."""
 
     reason = "BLOB_MISMATCH"
+
+
+class InvalidKey(InvalidRequest):
+    """This is not a key that can sign."""
+
+    reason = "INVALID_KEY"
+
+
+class SignatureInvalid(InvalidRequest):
+    """The signature is not one of this manifest by its key."""
+
+    reason = "SIGNATURE_INVALID"
 
 
 class Unauthenticated(RegistryError):
@@ -213,6 +228,12 @@ class VersionInUse(RegistryError):
     """An alias points at the version."""
 
     code, reason = "FAILED_PRECONDITION", "VERSION_IN_USE"
+
+
+class SignatureRequired(RegistryError):
+    """The alias wants a signature that the version does not have."""
+
+    code, reason = "FAILED_PRECONDITION", "SIGNATURE_REQUIRED"
 
 
 class NoEarlierTarget(RegistryError):

@@ -36,6 +36,7 @@ from registry.resources import (
     ModuleShape,
     Progress,
     Provenance,
+    Signature,
     SnapshotEnd,
     SnapshotItem,
     VersionRegistered,
@@ -274,6 +275,7 @@ def write_version(version: AdapterVersion) -> resources_pb.AdapterVersion:
         aliases=version.aliases,
         create_time=write_time(version.create_time),
         revision=version.revision,
+        signature=write_signature(version.signature) if version.signature else None,
     )
 
 
@@ -298,7 +300,20 @@ def read_version(message: resources_pb.AdapterVersion) -> AdapterVersion:
         aliases=tuple(message.aliases),
         create_time=read_optional_time(message, "create_time"),
         revision=message.revision,
+        signature=read_signature(message.signature),
     )
+
+
+def write_signature(signature: Signature) -> resources_pb.Signature:
+    """Its bundle is text of ours, and bytes on the wire."""
+    return resources_pb.Signature(key_id=signature.key_id, bundle=signature.bundle.encode())
+
+
+def read_signature(message: resources_pb.Signature) -> Signature | None:
+    """None when there is none; bytes that are no text are replaced, and then signed by nobody."""
+    if not message.key_id and not message.bundle:
+        return None
+    return Signature(message.key_id, message.bundle.decode(errors="replace"))
 
 
 def write_worker(worker: Worker) -> worker_pb.Worker:

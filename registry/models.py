@@ -2,7 +2,7 @@
 
     registry_head 1 row ── events, audit_entries            one row per event, one per committed write
     base_models ─┬─ base_model_parents
-                 └─ adapters ─── adapter_versions ─┬─ aliases ─── alias_targets
+                 └─ adapters ─── adapter_versions ─┬─ aliases ─── alias_targets, alias_policies
                                   └─ parent ───────┘     └─ alias_changes    never compacted
     blob_uses                                               files that someone was told are here
     requests                                                answers kept for repeated requests
@@ -197,6 +197,7 @@ class VersionRow(Table):
     features: Mapped[Json] = mapped_column(JSONB)
     state: Mapped[str]
     rejection_reasons: Mapped[Json] = mapped_column(JSONB)
+    signature: Mapped[Json | None] = mapped_column(JSONB(none_as_null=True))
     parent_adapter: Mapped[str | None] = mapped_column(Name)
     parent_number: Mapped[int | None] = mapped_column(Integer)
     provenance: Mapped[Json] = mapped_column(JSONB)
@@ -215,6 +216,16 @@ class AliasRow(Table):
     protected: Mapped[bool] = mapped_column(server_default=false())
     revision: Mapped[int]
     update_time: Mapped[datetime]
+
+
+class AliasPolicyRow(Table):
+    """What an alias wants of a version; the alias need not exist yet."""
+
+    __tablename__ = "alias_policies"
+
+    adapter: Mapped[str] = mapped_column(Name, ForeignKey(AdapterRow.name), primary_key=True)
+    alias: Mapped[str] = mapped_column(Name, primary_key=True)
+    public_keys: Mapped[Json] = mapped_column(JSONB)
 
 
 class AliasTargetRow(Table):

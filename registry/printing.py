@@ -292,6 +292,7 @@ def version_facts(version: AdapterVersion) -> list[tuple[str, str]]:
         ("targets", ", ".join(version.target_modules)),
         ("features", ", ".join(version.features)),
         ("parent", version.parent),
+        ("signed by", version.signature.key_id if version.signature else ""),
         ("git commit", provenance.git_commit),
         ("run", provenance.run_uri),
         ("datasets", "\n".join(provenance.dataset_uris)),

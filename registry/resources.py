@@ -152,6 +152,23 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """A detached signature over a manifest, as `registry.signatures` makes it."""
+
+    key_id: str
+    bundle: str
+
+
+@dataclass(frozen=True, slots=True)
+class AliasPolicy:
+    """What an alias wants: a signature by any of these keys, in PEM. None: no signature."""
+
+    adapter: str
+    alias: str
+    public_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterVersion:
     """One immutable upload. Number 0, revision 0 and no time: not committed (a dry run)."""
 
@@ -173,6 +190,7 @@ class AdapterVersion:
     aliases: tuple[str, ...] = ()
     create_time: datetime | None = None
     revision: int = 0
+    signature: Signature | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from registry.artifacts import check_artifact
 from registry.blobs import BlobStore
-from registry.errors import AdapterRefused, BlobCorrupted, BlobNotUploaded, InvalidManifest
+from registry.errors import AdapterRefused, BlobCorrupted, BlobNotUploaded, InvalidManifest, SignatureInvalid
 from registry.resources import AdapterVersion
+from registry.signatures import check_signature
 
 
 async def find_problems(
@@ -22,6 +23,11 @@ async def find_problems(
     )
     if problems:
         return problems
+    if version.signature is not None:
+        try:
+            check_signature(version.manifest, version.signature)
+        except SignatureInvalid as error:
+            return (f"the signature does not hold: {error}",)
     try:
         artifact = await check_artifact(blobs, version.manifest, shapes)
     except (AdapterRefused, BlobCorrupted, BlobNotUploaded, InvalidManifest) as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from registry.commands.signing import FILE, PASSWORD_VARIABLE, sign_version
 from registry.options import Session, global_options, with_session
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def _read_share(_: click.Context, __: click.Parameter, found: str | None) -> int
 @click.option("--run-uri", default="", help="The training run.")
 @click.option("--dataset", "datasets", multiple=True, metavar="URI", help="A data set it was trained on; repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=_read_labels, help="Repeatable.")
+@click.option("--signing-key", type=FILE, help="Sign the version with this private key in PEM; see `registry sign`.")
 @click.option("--promote", "alias", metavar="ALIAS", help="Point this alias at the version afterwards.")
 @click.option("--dry-run", is_flag=True, help="Check everything and keep no version.")
 @global_options(read_environment=False)
@@ -67,6 +70,7 @@ def register(
     run_uri: str,
     datasets: tuple[str, ...],
     labels: dict[str, str],
+    signing_key: Path | None,
     alias: str | None,
     dry_run: bool,
 ) -> None:
@@ -105,6 +109,8 @@ def register(
                     on_progress=progress,
                 )
         version = registered.version
+        if signing_key is not None and not dry_run:
+            version = await sign_version(session.client, version, signing_key, os.environ.get(PASSWORD_VARIABLE, ""))
         promoted = await session.client.promote(name, version.number, alias=alias) if alias is not None else None
         if session.printer.writes_documents:
             document: dict[str, object] = {

@@ -12,6 +12,7 @@ from registry.store.compaction import Compaction
 from registry.store.database import Database
 from registry.store.lineage import Lineages
 from registry.store.protection import Protection
+from registry.store.signing import Signing
 from registry.store.tokens import Tokens
 from registry.store.versions import Versions
 from registry.store.workers import Workers
@@ -28,6 +29,7 @@ class Store:
         self.blob_uses = BlobUses(database)
         self.changes = Changes(database)
         self.compaction = Compaction(database)
+        self.signing = Signing(database)
         self.workers = Workers(database)
         self.audit = Audit(database)
         self.lineages = Lineages(database)

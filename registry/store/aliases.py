@@ -29,6 +29,7 @@ from registry.store.adapters import get_adapter
 from registry.store.database import Call, Database, Write
 from registry.store.paging import Page, PageRequest, make_page
 from registry.store.rows import aliases_of, select_aliases, select_versions, version_of
+from registry.store.signing import check_policy
 from registry.store.versions import get_version
 
 
@@ -84,6 +85,7 @@ class Aliases:
             current = await _find_alias(write.session, adapter, alias)
             write.call.grant.check_move(adapter, alias, protected=current is not None and current.protected)
             _check_expected(adapter, alias, current, expected_version)
+            await check_policy(write.session, version, alias)
             targets = _targets_after(current, version, alias=alias, weight=weight)
             if current is not None and current.targets == targets:
                 return MovedAlias(current, current.targets, head, changed=False)
@@ -115,7 +117,9 @@ class Aliases:
             if earlier is None:
                 raise NoEarlierTarget(f"{adapter}@{alias} never pointed at anything but {_shown(current)}")
             (target,) = decode(tuple[AliasTarget, ...], earlier)
-            check_promotable(await get_version(write.session, adapter, target.version))
+            version = await get_version(write.session, adapter, target.version)
+            check_promotable(version)
+            await check_policy(write.session, version, alias)
             return await _move(write, current, (target,), adapter=adapter, alias=alias, message=message)
 
         return await self._database.write(call, MovedAlias, body)

@@ -30,6 +30,7 @@ from registry.resources import (
     BaseModelRelation,
     ModuleShape,
     Provenance,
+    Signature,
     VersionState,
 )
 
@@ -74,6 +75,7 @@ def version_of(row: VersionTuple) -> AdapterVersion:
         aliases=tuple(aliases or ()),
         create_time=version.create_time,
         revision=version.revision,
+        signature=decode(Signature, version.signature) if version.signature else None,
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save_file
 
 from adapter.base_model import describe_base_model
@@ -19,6 +21,7 @@ from registry.cli import run
 from registry.options import DEFAULT_SERVER
 from registry.resources import Worker, WorkerAdapter, WorkerAdapterState
 from registry.settings import DEFAULT_LISTEN
+from registry.signatures import key_id, write_public_key
 
 PROGRAM = Path(sys.executable).parent / "registry"
 SHAPES = {
@@ -312,3 +315,28 @@ async def test_help_needs_no_heavy_import() -> None:
 
 def test_the_client_looks_where_the_server_listens() -> None:
     assert DEFAULT_SERVER == DEFAULT_LISTEN
+
+
+async def test_versions_are_signed_and_aliases_want_it(commands: Any, tmp_path: Path) -> None:
+    key, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    secret = Ed25519PrivateKey.generate()
+    form = serialization.PrivateFormat.PKCS8
+    key.write_bytes(secret.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    public.write_text(write_public_key(secret.public_key()))
+    wanted = key_id(secret.public_key())
+    assert (await commands("policy", "sql")).out == "sql@production wants no signature\n"
+    said = await commands("policy", "sql", "--signed-by", public)
+    assert said.out == f"sql@production wants a signature by {wanted}\n"
+    unsigned = await commands("promote", "sql", 1)
+    assert unsigned.code == 4
+    signed = await commands("sign", "sql:1", "--signing-key", key)
+    assert (signed.err, signed.out) == ("", f"signed sql:1 with the key {wanted}\n")
+    assert (await commands("promote", "sql", 1)).code == 0
+    assert wanted in (await commands("show", "sql:1")).out
+    other = make_adapter(tmp_path / "other", seed=2)
+    made = await commands(
+        "register", other, "--name", "sql", "--base", "tiny", "--signing-key", key, "--promote", "production"
+    )
+    assert made.code == 0
+    assert (await commands("policy", "sql", "--no-signature")).out == "sql@production wants no signature\n"
+    assert (await commands("sign", "sql:1", "--signing-key", public)).code != 0
