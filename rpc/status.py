@@ -70,7 +70,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError, tree: type[Tree]) -> Tree:
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
     classes = list(_leaves(tree))
     code = error.code().name
-    found = next((leaf for leaf in classes if leaf.reason == info.reason), None) if info.reason else None
+    same = [leaf for leaf in classes if leaf.reason == info.reason] if info.reason else []
+    # Two trees in one process may share a word, such as UNAUTHENTICATED; the domain tells them apart.
+    found = next((leaf for leaf in same if leaf.domain == info.domain), same[0] if same else None)
     if found is None:
         found = next((leaf for leaf in classes if leaf.code == code), tree)
     return found(
