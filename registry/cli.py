@@ -75,6 +75,9 @@ def cli() -> None:
 def serve(context: click.Context, /, **given: str | None) -> None:
     """Run a registry until SIGTERM or Ctrl-C.
 
+    With neither --token-file nor --client-ca everyone may do everything, and it listens on loopback only. Whoever is in
+    the token file is an admin, and makes the tokens of everyone else with `registry token create`.
+
     Each option is also an environment variable, LORAPLEX_REGISTRY_LISTEN and so on, and a key under [serve] in the
     configuration file.
     """
