@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kernels.device import choose_device
 from kernels.errors import KernelError, UnsupportedDevice, UnsupportedTensor
 from kernels.segments import Segments, group
 from kernels.site import Affine, Site, Vectors
@@ -27,6 +28,7 @@ __all__ = [
     "UnsupportedTensor",
     "Vectors",
     "attend",
+    "choose_device",
     "expand",
     "group",
     "look_up",

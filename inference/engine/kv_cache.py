@@ -37,6 +37,10 @@ class KVCache:
         return self._layers[layer][1]
 
     @property
+    def device(self) -> torch.device:
+        return self._memory.device
+
+    @property
     def num_bytes(self) -> int:
         return self._memory.numel() * self._memory.itemsize
 

@@ -38,8 +38,9 @@ class Runner:
         """
         self._check_owners(chunks)
         uses = [(chunk.length, [(use.slot, use.weight) for use in chunk.sequence.request.uses]) for chunk in chunks]
-        batch = build_batch(chunks, block_size=self._kv_cache.block_size, lora=self._bank.lora_batch(uses))
-        logits = self._model.forward(batch, self._kv_cache)
+        cache = self._kv_cache
+        batch = build_batch(chunks, block_size=cache.block_size, lora=self._bank.lora_batch(uses), device=cache.device)
+        logits = self._model.forward(batch, cache)
         return sample(logits, [_row(chunk) for chunk in chunks if chunk.samples])
 
     def _check_owners(self, chunks: list[Chunk]) -> None:
