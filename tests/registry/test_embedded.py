@@ -87,7 +87,7 @@ async def test_a_server_that_an_earlier_registry_left_is_ended_and_its_data_kept
     orphan = subprocess.Popen(
         [
             *(sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), str(uid), str(gid)),
-            *(embedded._find_program("postgres"), "-D", str(cluster), "-k", str(cluster), "-c", "listen_addresses="),
+            *(embedded.find_program("postgres"), "-D", str(cluster), "-k", str(cluster), "-c", "listen_addresses="),
         ],
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
