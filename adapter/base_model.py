@@ -14,14 +14,17 @@ from typing import Any
 from adapter.errors import AdapterRefused, BaseModelRefused
 from adapter.header import parse_json, read_header
 from adapter.manifest import Manifest, ManifestFile, Progress, manifest_of_base_model
-from adapter.targets import is_embedding, is_head
+from adapter.targets import is_embedding, is_head, is_norm
 
 MAX_CONFIG_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModelDescription:
-    """What the registry keeps of a base model. `modules` gives (out_features, in_features) by name, sorted by name."""
+    """What the registry keeps of a base model. `modules` gives (out_features, in_features) by name, sorted by name.
+
+    A norm's weight, one number for each feature, is one column: (features, 1).
+    """
 
     architecture: str
     modules: dict[str, tuple[int, int]]
@@ -63,7 +66,7 @@ def describe_base_model(folder: str | os.PathLike[str], *, on_bytes: Progress | 
 
 
 def read_modules(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
-    """(out_features, in_features) of every 2-D weight by its module's name, a tied output head included."""
+    """(out_features, in_features) of every weight by its module's name, norms and a tied output head included."""
     modules: dict[str, tuple[int, int]] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
@@ -72,12 +75,12 @@ def read_modules(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
             raise BaseModelRefused(refused.reasons) from refused
         for key, info in tensors.items():
             name = key.removesuffix(".weight")
-            if name == key or len(info.shape) != 2:
+            if name == key or len(info.shape) not in (1, 2):
                 continue
             if name in modules:
                 raise BaseModelRefused([f"{path.name}: expected each tensor once, found {key!r} in two files"])
-            modules[name] = (info.shape[0], info.shape[1])
-    if not modules:
+            modules[name] = (info.shape[0], info.shape[1] if len(info.shape) == 2 else 1)
+    if all(is_norm(name) for name in modules):
         raise BaseModelRefused([f"{folder}: expected two-dimensional weights in *.safetensors, found none"])
     if not any(is_head(name) for name in modules):
         # A tied output head is not in the file: it is the input embedding.

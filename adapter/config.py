@@ -50,7 +50,6 @@ _NOT_SERVED = {
     "kasa_config": "KaSA",
     "layer_replication": "layer replication",
     "megatron_config": "Megatron layers",
-    "modules_to_save": "fully trained modules",
     "monteclora_config": "MonteCLoRA",
     "target_parameters": "LoRA on bare parameters",
     "trainable_token_indices": "trained tokens",
@@ -66,8 +65,8 @@ _SERVED_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _READ_HERE = frozenset(
     {
         "alpha_pattern", "bias", "ensure_weight_tying", "exclude_modules", "init_lora_weights", "layers_pattern",
-        "layers_to_transform", "lora_alpha", "lora_bias", "peft_type", "r", "rank_pattern", "target_modules",
-        "use_dora", "use_rslora",
+        "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save", "peft_type", "r", "rank_pattern",
+        "target_modules", "use_dora", "use_rslora",
     }
 )  # fmt: skip
 
@@ -107,6 +106,7 @@ class PeftConfig:
     use_dora: bool
     lora_bias: bool
     ensures_weight_tying: bool
+    modules_to_save: tuple[str, ...]
 
     def rank_of(self, module: str) -> int:
         """The rank of one module; the first pattern that matches wins."""
@@ -130,6 +130,7 @@ class PeftConfig:
             "exclude_modules": self.excluded is not None,
             "layers_to_transform": self.layers is not None,
             "lora_bias": self.lora_bias,
+            "modules_to_save": bool(self.modules_to_save),
             "rank_pattern": bool(self.rank_pattern),
             "rslora": self.use_rslora,
             "target_regex": self.targets.expression is not None,
@@ -203,6 +204,7 @@ class _Reader:
             use_dora=self.flag("use_dora"),
             lora_bias=self.flag("lora_bias"),
             ensures_weight_tying=self.flag("ensure_weight_tying"),
+            modules_to_save=self.saved(),
         )
 
     def expected(self, key: str, what: str, found: str) -> None:
@@ -256,6 +258,13 @@ class _Reader:
             self.expected(key, "a list of names", _shown_value(found))
             return ()
         return tuple(found)
+
+    def saved(self) -> tuple[str, ...]:
+        found = self.names("modules_to_save")
+        if len(found) > MAX_PATTERNS:
+            self.expected("modules_to_save", f"at most {MAX_PATTERNS} names", str(len(found)))
+            return ()
+        return tuple(dict.fromkeys(found))
 
     def layers(self) -> frozenset[int] | None:
         found = self.values.get("layers_to_transform")

@@ -8,6 +8,7 @@ A module W [D_out, D_in] is targeted by lora_A [R, D_in] and lora_B [D_out, R]: 
 lora_B adds scale·bias [D_out] too. With DoRA, a magnitude [D_out] replaces the norm of each row of W + scale·B·A. An
 embedding W [V, D] is targeted by lora_embedding_A [R, V] and lora_embedding_B [D, R], W[t] + scale·B·A[:, t]: the input
 side only, also where the head is tied. PEFT then saves a copy of the base model's embedding too, which must be equal.
+A norm that was fully trained is in the file under its own name, and replaces the base model's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from adapter.config import PeftConfig
 from adapter.errors import AdapterRefused
 from adapter.header import Header, TensorInfo, shown
-from adapter.targets import is_embedding, is_head, targeted
+from adapter.targets import is_embedding, is_head, is_head_norm, is_norm, saved, targeted
 
 MAX_RANK = 512
 # PEFT wraps the model twice before it saves, and drops the adapter's own name.
@@ -78,10 +79,20 @@ class BaseCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedNorm:
+    """A norm of the adapter's own: the key of its weight [width]."""
+
+    name: str
+    key: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterPlan:
     """All modules of an adapter, in the order of the base model's."""
 
     modules: tuple[LoraModule, ...]
+    norms: tuple[SavedNorm, ...]
     copies: tuple[BaseCopy, ...]
     features: tuple[str, ...]
     num_bytes: int
@@ -95,9 +106,10 @@ class AdapterPlan:
     def is_composable(self) -> bool:
         """Whether it has a meaning at another weight than 1 and beside other adapters: that a row's outputs are sums.
 
-        DoRA's magnitude is the norm of all that a row applies, so there is none for a part or for a sum of it.
+        DoRA's magnitude is the norm of all that a row applies, so there is none for a part or for a sum of it. A norm's
+        weight takes the place of the base model's, and only one can.
         """
-        return all(module.magnitude_key is None for module in self.modules)
+        return not self.norms and all(module.magnitude_key is None for module in self.modules)
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -146,12 +158,37 @@ def plan(
         _check_module(module, header, reasons, max_rank=max_rank)
     if not wanted:
         reasons.append("target_modules: expected at least one module of the base model, found none that matches")
-    used = {key for module in found for key in module.shapes} | {copy.key for copy in copies}
+    norms = _norms(config, header, modules, reasons)
+    used = (
+        {norm.key for norm in norms}
+        | {key for module in found for key in module.shapes}
+        | {copy.key for copy in copies}
+    )
     reasons.extend(_why_unused(key, header.tensors[key], modules) for key in header.tensors if key not in used)
     if reasons:
         raise AdapterRefused(reasons)
     num_bytes = sum(info.num_bytes for info in header.tensors.values())
-    return AdapterPlan(tuple(found), tuple(copies), tuple(sorted(features)), num_bytes)
+    return AdapterPlan(tuple(found), norms, tuple(copies), tuple(sorted(features)), num_bytes)
+
+
+def _norms(
+    config: PeftConfig, header: Header, modules: Mapping[str, tuple[int, int]], reasons: list[str]
+) -> tuple[SavedNorm, ...]:
+    """What `modules_to_save` asks for, in the order of the base model's modules."""
+    found: set[str] = set()
+    for entry, names in saved(config, modules).items():
+        if not names:
+            reasons.append(f"modules_to_save: expected names of the base model's norms, found {shown(entry)}")
+        found.update(names)
+    norms = []
+    for name in (name for name in modules if name in found):
+        if is_head_norm(name) or not is_norm(name):
+            reasons.append(f"module {name}: full training of other modules than a layer's norms is not served")
+            continue
+        norm = SavedNorm(name, f"{KEY_PREFIX}{name}.weight", modules[name][0])
+        norms.append(norm)
+        _check_tensor(norm.key, (norm.width,), header, reasons)
+    return tuple(norms)
 
 
 def _check_module(module: LoraModule, header: Header, reasons: list[str], *, max_rank: int) -> None:

@@ -180,6 +180,17 @@ class LoraStep:
             s = kernels.look_up(token_ids, self.arena, site, self.segments, max_rank=max_rank)
             kernels.expand(s, self.arena, site, self.segments, y)
 
+    def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:
+        """y [T, D] = w · h / rms(h) in the rows whose adapter has a norm's weight w of its own. Mutates: y."""
+        if self.has_vectors[site_index]:
+            affine, segments = self.affines[site_index], self.segments
+            has_weight = affine.kinds[:, 0][segments.slots[segments.segment_of]] != 0
+            is_replaced = torch.zeros(y.shape[0], dtype=torch.bool, device=y.device)
+            is_replaced[segments.rows] = has_weight
+            normed = kernels.rms_norm(h, h.new_ones(h.shape[1]), eps)
+            torch.where(is_replaced[:, None], normed, y, out=y)
+            kernels.rescale(y, self.arena, affine, segments)
+
     def select(self, rows: Tensor, site_indices: Sequence[int]) -> LoraStep | None:
         """The same for rows int64 [T'], distinct and in order; None where nothing is to be done at these sites."""
         if not any(self.max_ranks[index] or self.has_vectors[index] for index in site_indices):

@@ -1,11 +1,11 @@
 """An adapter's file as the arena wants it: one contiguous slab in the model's dtype, and where everything lies in it.
 
     site 0: A of its parts, one after the other | B of part 0, transposed | its vectors | B of part 1, transposed | …
-    site 1: …
+    site 1: …  the weights of norms
 
 Rank rows only, at their true rank: a part that the adapter leaves alone takes nothing. Vectors, float32 whatever the
-model's dtype, are those of the part's `kernels.Vectors`: a gain for DoRA, a shift for a bias. Knows the file and the
-model's sites; does not know slots or the arena.
+model's dtype, are those of the part's `kernels.Vectors`: a gain for DoRA or a norm, a shift for a bias. Knows the file
+and the model's sites; does not know slots or the arena.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from adapter.errors import AdapterRefused
 from adapter.header import Header
-from adapter.plan import AdapterPlan, LoraModule
+from adapter.plan import AdapterPlan, LoraModule, SavedNorm
 from inference.lora.base import BaseWeights
 from inference.lora.dora import gains
 from inference.lora.tensors import BFLOAT16, Array, read_tensor, widen
@@ -44,6 +44,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class NormPlace:
+    """Where the weight of one norm begins in the slab, in elements."""
+
+    norm: SavedNorm
+    vector_start: int
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where an adapter's weights lie in its slab, in elements from its beginning; tables as kernels.Site has them.
 
@@ -59,18 +67,21 @@ class Layout:
     kinds: NDArray[np.int32]
     vector_start: NDArray[np.int64]
     places: tuple[Place, ...]
+    norms: tuple[NormPlace, ...]
 
 
 def lay_out(plan: AdapterPlan, sites: Sequence[SiteShape], dtype: torch.dtype) -> Layout:
     """Gives every module of the plan its place in a slab of `dtype`. Raises AdapterRefused for modules that no site
     has."""
     modules = {module.name: module for module in plan.modules}
+    saved = {norm.name: norm for norm in plan.norms}
     num_parts = sum(len(site.parts) for site in sites)
     a_start = np.zeros(len(sites), np.int64)
     ranks, b_start = np.zeros(num_parts, np.int32), np.zeros(num_parts, np.int64)
     scales, kinds = np.zeros(num_parts, np.float32), np.zeros(num_parts, np.int32)
     vector_start = np.zeros(num_parts, np.int64)
     places: list[Place] = []
+    norms: list[NormPlace] = []
     end = part = 0
     for index, site in enumerate(sites):
         found = [(part + p, one, modules.pop(one.module)) for p, one in enumerate(site.parts) if one.module in modules]
@@ -85,9 +96,13 @@ def lay_out(plan: AdapterPlan, sites: Sequence[SiteShape], dtype: torch.dtype) -
             places.append(Place(module, a_start=a, b_start=b, vectors=vectors, vector_start=end))
             a += module.rank * module.in_features
             end = _aligned(end + vectors.bit_count() * module.out_features * 4 // dtype.itemsize)
-    if modules:
-        raise AdapterRefused([f"module {name}: adapters do not act there in this release" for name in modules])
-    return Layout(end, a_start, ranks, b_start, scales, kinds, vector_start, tuple(places))
+        if (norm := saved.pop(site.parts[0].module, None)) is not None:
+            kinds[part - 1], vector_start[part - 1] = Vectors.GAIN, end
+            norms.append(NormPlace(norm, end))
+            end = _aligned(end + norm.width * 4 // dtype.itemsize)
+    if strange := [*modules, *saved]:
+        raise AdapterRefused([f"module {name}: adapters do not act there in this release" for name in strange])
+    return Layout(end, a_start, ranks, b_start, scales, kinds, vector_start, tuple(places), tuple(norms))
 
 
 def read_slab(
@@ -104,6 +119,9 @@ def read_slab(
         with path.open("rb", buffering=0) as file:
             for place in layout.places:
                 _read_module(file, header, place, slab, base=base)
+            for one in layout.norms:
+                weight = widen(read_tensor(file, header, one.norm.key, slab.dtype))  # as the model would round it
+                _vectors_at(slab, one.vector_start, weight.size)[:] = weight
     except (OSError, EOFError) as error:
         raise AdapterRefused([f"{path.name}: cannot be read: {error}"]) from error
     return torch.from_numpy(slab).view(dtype)
@@ -124,9 +142,13 @@ def _read_module(file: BinaryIO, header: Header, place: Place, slab: Array, *, b
     rank_rows = slab[place.b_start : place.b_start + b.size].reshape(module.rank, module.out_features)
     rank_rows[:] = b.reshape(module.out_features, module.rank).T
     if place.vectors:
-        size = place.vectors.bit_count() * module.out_features * 4 // slab.itemsize
-        vectors = slab[place.vector_start : place.vector_start + size].view(np.float32)
+        vectors = _vectors_at(slab, place.vector_start, place.vectors.bit_count() * module.out_features)
         vectors.reshape(-1, module.out_features)[:] = _read_vectors(file, header, module, a, rank_rows, base=base)
+
+
+def _vectors_at(slab: Array, start: int, size: int) -> NDArray[np.float32]:
+    """The slab's `size` float32 numbers from an element on."""
+    return slab[start : start + size * 4 // slab.itemsize].view(np.float32)
 
 
 def _read_vectors(

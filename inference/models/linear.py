@@ -23,6 +23,9 @@ class LoraBatch(Protocol):
     def add_tokens(self, site_index: int, token_ids: Tensor, y: Tensor) -> None:
         """`add` at the embedding, where a row's features are its token: int64 [T]. Mutates: y."""
 
+    def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:
+        """y [T, D] = w · h / rms(h) in the rows whose adapter has a norm's weight w of its own. Mutates: y."""
+
     def select(self, rows: Tensor, site_indices: Sequence[int]) -> LoraBatch | None:
         """The adapters of some rows, int64 [T'], distinct and in order; None if none of them acts at these sites."""
 

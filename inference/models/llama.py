@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ import kernels
 from inference.models.config import ModelConfig, read_config
 from inference.models.layers import RotaryAngles
 from inference.models.linear import LoraLinear, PackedLinear
+from inference.models.norm import LoraNorm
 from inference.models.precision import choose_precision
 from inference.models.sites import SitePart, SiteShape
 from inference.models.weights import Checkpoint
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from inference.engine.batch import Batch
 
 log = logging.getLogger(__name__)
+NORMS = ("input", "post_attention")  # of a layer
 
 
 class KVCache(Protocol):
@@ -49,7 +51,7 @@ class Llama:
         self.dtype = dtype
         self.device = device
         self.sites = sites(config)
-        self._embedding_site, self._head_site = _ends(config)
+        self._ends = _ends(config)
         self._weights = weights
         self._angles = RotaryAngles(config.rope, head_dim=config.head_dim, dtype=dtype, device=device)
 
@@ -68,22 +70,23 @@ class Llama:
 
         Shapes: returns float32 [B_sampled, V]. Mutates: kv. The caller holds torch.inference_mode.
         """
-        weights, eps = self._weights, self.config.rms_norm_eps
+        weights, lora = self._weights, batch.lora
         residual = torch.nn.functional.embedding(batch.token_ids, weights.embedding)
-        if batch.lora is not None:
-            batch.lora.add_tokens(self._embedding_site, batch.token_ids, residual)
+        if lora is not None:
+            lora.add_tokens(self._ends.embedding, batch.token_ids, residual)
         cos, sin = self._angles(batch.positions)
-        x = kernels.rms_norm(residual, weights.layers[0].input_norm, eps)
+        x = weights.layers[0].input_norm(residual, lora)
         for index, layer in enumerate(weights.layers):
             if index > 0:
-                x = kernels.rms_norm(x, layer.input_norm, eps, residual)
+                x = layer.input_norm(x, lora, residual)
             x = self._attention(layer, x, batch, cos=cos, sin=sin, k_cache=kv.k(index), v_cache=kv.v(index))
-            x = kernels.rms_norm(x, layer.post_attention_norm, eps, residual)
-            x = layer.down(kernels.silu_mul(layer.gate_up(x, batch.lora)), batch.lora)
+            x = layer.post_attention_norm(x, lora, residual)
+            x = layer.down(kernels.silu_mul(layer.gate_up(x, lora)), lora)
         if batch.logit_rows.shape[0] == 0:
             return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        x = kernels.rms_norm(x[batch.logit_rows], weights.norm, eps, residual[batch.logit_rows])
-        lora = None if batch.lora is None else batch.lora.select(batch.logit_rows, [self._head_site])
+        if lora is not None:
+            lora = lora.select(batch.logit_rows, [self._ends.norm, self._ends.head])
+        x = weights.norm(x[batch.logit_rows], lora, residual[batch.logit_rows])
         return weights.head(x, lora).float()
 
     def _attention(
@@ -117,12 +120,12 @@ class Llama:
 class Layer:
     """The weights of one decoder layer. The norms of q and k are Qwen3's, over the head size."""
 
-    input_norm: Tensor
+    input_norm: LoraNorm
     qkv: LoraLinear
     q_norm: Tensor | None
     k_norm: Tensor | None
     o: LoraLinear
-    post_attention_norm: Tensor
+    post_attention_norm: LoraNorm
     gate_up: LoraLinear
     down: LoraLinear
     window: int | None
@@ -134,12 +137,14 @@ class Weights:
 
     embedding: Tensor
     layers: tuple[Layer, ...]
-    norm: Tensor
+    norm: LoraNorm
     head: LoraLinear
 
 
 def sites(config: ModelConfig) -> tuple[SiteShape, ...]:
-    """Every place where an adapter may act: qkv, o, gate_up and down of each layer, then the embedding and the head."""
+    """Every place where an adapter may act, in this order: qkv, o, gate_up and down of each layer; the norms before the
+    attention and after it of each layer; the embedding, the norm before the head, and the head.
+    """
     q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size
     found = []
@@ -160,14 +165,33 @@ def sites(config: ModelConfig) -> tuple[SiteShape, ...]:
             SiteShape(f"{mlp}.gate_up", hidden, gate_up),
             SiteShape(f"{mlp}.down", inner, (down,)),
         ]
+    norms = [f"model.layers.{n}.{norm}_layernorm" for n in range(config.num_layers) for norm in NORMS]
     embedding, head = SitePart("model.embed_tokens", hidden), SitePart("lm_head", config.vocab_size)
-    found += [SiteShape(embedding.module, config.vocab_size, (embedding,)), SiteShape(head.module, hidden, (head,))]
-    return tuple(found)
+    return (
+        *found,
+        *(_norm_site(name, hidden) for name in norms),
+        SiteShape(embedding.module, config.vocab_size, (embedding,)),
+        _norm_site("model.norm", hidden),
+        SiteShape(head.module, hidden, (head,)),
+    )
 
 
-def _ends(config: ModelConfig) -> tuple[int, int]:
-    """The sites of the embedding, whose features are the vocabulary, and of the head."""
-    return 4 * config.num_layers, 4 * config.num_layers + 1
+def _norm_site(module: str, width: int) -> SiteShape:
+    """A norm has a weight for each feature, as one column."""
+    return SiteShape(module, 1, (SitePart(module, width),))
+
+
+class Ends(NamedTuple):
+    """Sites before and after the layers. The embedding's features are the vocabulary."""
+
+    embedding: int
+    norm: int
+    head: int
+
+
+def _ends(config: ModelConfig) -> Ends:
+    first = 6 * config.num_layers
+    return Ends(first, first + 1, first + 2)
 
 
 def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -183,26 +207,28 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dt
         bias = checkpoint.take_fused([f"{module}.bias" for module in modules], dtype).to(device) if has_bias else None
         return LoraLinear(PackedLinear(weight, bias), site_index=index, shape=shape)
 
-    shapes = sites(config)
+    def norm(name: str, index: int) -> LoraNorm:
+        return LoraNorm(tensor(f"{name}.weight"), config.rms_norm_eps, site_index=index)
+
+    shapes, ends, first_norm = sites(config), _ends(config), 4 * config.num_layers
     layers = []
     for index, window in enumerate(config.windows):
         name = f"model.layers.{index}"
         qkv, o, gate_up, down = range(4 * index, 4 * index + 4)
         layers.append(
             Layer(
-                input_norm=tensor(f"{name}.input_layernorm.weight"),
+                input_norm=norm(f"{name}.input_layernorm", first_norm + 2 * index),
                 qkv=linear(qkv),
                 q_norm=tensor(f"{name}.self_attn.q_norm.weight") if config.qk_norm else None,
                 k_norm=tensor(f"{name}.self_attn.k_norm.weight") if config.qk_norm else None,
                 o=linear(o),
-                post_attention_norm=tensor(f"{name}.post_attention_layernorm.weight"),
+                post_attention_norm=norm(f"{name}.post_attention_layernorm", first_norm + 2 * index + 1),
                 gate_up=linear(gate_up),
                 down=linear(down),
                 window=window,
             )
         )
     embedding = tensor("model.embed_tokens.weight")
-    _, head_site = _ends(config)
     head = PackedLinear(embedding if config.has_tied_head else tensor("lm_head.weight"))
-    adapted_head = LoraLinear(head, site_index=head_site, shape=shapes[head_site])
-    return Weights(embedding, tuple(layers), tensor("model.norm.weight"), adapted_head)
+    adapted_head = LoraLinear(head, site_index=ends.head, shape=shapes[ends.head])
+    return Weights(embedding, tuple(layers), norm("model.norm", ends.norm), adapted_head)

@@ -22,6 +22,7 @@ LAYER = {
 MODULES = {
     "lm_head": (32, 8),
     "model.embed_tokens": (32, 8),
+    "model.layers.0.input_layernorm": (8, 1),
     "model.layers.0.self_attn.k_proj": (4, 8),
     "model.layers.0.self_attn.q_proj": (8, 8),
 }

@@ -61,7 +61,6 @@ def test_an_unknown_setting_that_says_something_is_refused_by_name(value: object
 @pytest.mark.parametrize(
     ("key", "value", "feature"),
     [
-        ("modules_to_save", ["lm_head"], "fully trained modules"),
         ("trainable_token_indices", [0, 1], "trained tokens"),
         ("trainable_token_indices", {"embed_tokens": [3]}, "trained tokens"),
         ("alora_invocation_tokens", [1, 2], "aLoRA"),
@@ -112,6 +111,7 @@ def test_an_initialisation_that_keeps_the_base_model_is_served(init: object) -> 
         ("rank_pattern", {"q_proj": 0}), ("rank_pattern", {"(": 4}), ("rank_pattern", ["q_proj"]),
         ("alpha_pattern", {"q_proj": "x"}), ("alpha_pattern", {f"{i}": 1 for i in range(5000)}),
         ("use_rslora", 1), ("use_rslora", "true"), ("use_dora", 1), ("lora_bias", "all"),
+        ("modules_to_save", [1]), ("modules_to_save", {"norm": 1}), ("modules_to_save", ["norm"] * 5000),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused(key: str, value: object) -> None:
@@ -131,9 +131,11 @@ def test_layers_go_with_names_and_not_with_an_expression() -> None:
     )
 
 
-def test_dora_and_biases_are_served_but_not_together_as_in_peft() -> None:
+def test_dora_biases_and_saved_modules_are_read_and_a_bias_beside_dora_is_refused_as_in_peft() -> None:
     assert parse(use_dora=True).features == ("dora",)
     assert parse(lora_bias=True).features == ("lora_bias",)
+    assert parse(modules_to_save=["norm", "norm"]).modules_to_save == ("norm",)
+    assert parse(modules_to_save=["norm"]).features == ("modules_to_save",)
     assert "lora_bias: expected no bias on lora_B beside DoRA" in refusal(use_dora=True, lora_bias=True)
 
 

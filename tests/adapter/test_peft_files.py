@@ -97,7 +97,7 @@ def test_the_plan_is_what_peft_applies(
     ("choices", "words"),
     [
         ({"target_modules": ["q_proj"], "bias": "lora_only"}, "trained biases"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "fully trained modules"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "full training of other modules"),
         ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}, "trained tokens"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "keeps the base model's weights"),
         ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 3]]}, "layer replication"),
@@ -112,6 +112,17 @@ def test_what_is_not_served_is_refused_by_name(
     with pytest.raises(AdapterRefused) as caught:
         plan_of(tmp_path, modules)
     assert any(words in reason for reason in caught.value.reasons), caught.value.reasons
+
+
+def test_saved_norms_are_planned_as_peft_wrote_them(tmp_path: Path, modules: dict[str, tuple[int, int]]) -> None:
+    save(tmp_path, target_modules=["q_proj"], modules_to_save=["norm"])
+    found = plan_of(tmp_path, modules)
+    assert len(found.norms) == 7
+    assert {norm.name.rpartition(".")[2] for norm in found.norms} == {
+        "norm",
+        "input_layernorm",
+        "post_attention_layernorm",
+    }
 
 
 def test_an_adapter_for_another_size_is_refused(tmp_path: Path, modules: dict[str, tuple[int, int]]) -> None:

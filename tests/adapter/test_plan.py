@@ -36,7 +36,7 @@ def tensors(tiny_modules: Modules, lora_tensors: Any) -> Tensors:
     return found
 
 
-def refusal(make: PlanOf, tensors: Tensors, **config: Any) -> str:
+def refusal(make: PlanOf, tensors: Tensors | list[str], **config: Any) -> str:
     with pytest.raises(AdapterRefused) as caught:
         make(tensors, **config)
     return "\n".join(caught.value.reasons)
@@ -155,6 +155,61 @@ def test_a_vector_of_every_module_is_planned_or_missed(
     text = refusal(plan_of, tensors, **config)
     assert f"{keys[0]!r}: expected [8], found [7]" in text
     assert f"{keys[1]!r}: expected [8], found no such tensor" in text
+
+
+NORMS = [f"model.layers.{layer}.{name}_layernorm" for layer in range(2) for name in ("input", "post_attention")]
+
+
+@pytest.fixture
+def plan_norms(tmp_path: Path, tiny_modules: Modules, tensors: Tensors, write_safetensors: Any) -> PlanOf:
+    """Plans q_proj beside saved norms, over a base model that has some."""
+    modules = tiny_modules | dict.fromkeys([*NORMS, "model.norm", "model.layers.0.self_attn.q_norm"], (8, 1))
+
+    def make(names: list[str], **config: Any) -> AdapterPlan:
+        norms = {f"base_model.model.{name}.weight": ("F32", [8], bytes(32)) for name in names}
+        header = read_header(write_safetensors(tmp_path / "adapter_model.safetensors", tensors | norms))
+        settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
+        return plan(parse_config(json.dumps(settings).encode()), header, modules)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("entries", "names"),
+    [
+        (["model.norm"], ["model.norm"]),
+        (["layernorm"], NORMS),
+        (["layers.1.input_layernorm", "model.norm"], ["model.layers.1.input_layernorm", "model.norm"]),
+    ],
+)
+def test_saved_norms_are_those_whose_names_end_so(plan_norms: PlanOf, entries: list[str], names: list[str]) -> None:
+    found = plan_norms(names, modules_to_save=entries)
+    assert [(norm.name, norm.key, norm.width) for norm in found.norms] == [
+        (name, f"base_model.model.{name}.weight", 8) for name in names
+    ]
+    assert found.features == ("modules_to_save",)
+    assert not found.is_composable
+
+
+@pytest.mark.parametrize(
+    ("entries", "names", "words"),
+    [
+        (["model.norm"], [], "'base_model.model.model.norm.weight': expected [8], found no such tensor"),
+        (["layernorm"], NORMS[:3], f"'base_model.model.{NORMS[3]}.weight': expected [8], found no such tensor"),
+        (["norm"], [*NORMS, "model.norm"], "module model.layers.0.self_attn.q_norm: full training of other modules"),
+        (["lm_head"], [], "module lm_head: full training of other modules than a layer's norms is not served"),
+        (["score"], [], "modules_to_save: expected names of the base model's norms, found 'score'"),
+        ([], ["model.norm"], "'base_model.model.model.norm.weight' [8]: expected a name like"),
+    ],
+)
+def test_saved_modules_that_cannot_be_served_are_refused_by_name(
+    plan_norms: PlanOf, entries: list[str], names: list[str], words: str
+) -> None:
+    assert words in refusal(plan_norms, names, modules_to_save=entries)
+
+
+def test_all_linear_takes_no_norm(plan_norms: PlanOf) -> None:
+    assert "norm" not in refusal(plan_norms, [], target_modules="all-linear")
 
 
 EMBEDDING = "base_model.model.model.embed_tokens"

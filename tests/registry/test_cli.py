@@ -102,13 +102,13 @@ async def test_register_says_what_it_did(commands: Any, tmp_path: Path) -> None:
 
 
 async def test_an_adapter_that_is_refused_is_listed_with_every_reason(commands: Any, tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "dora", use_qalora=True, modules_to_save=["lm_head"])
+    folder = make_adapter(tmp_path / "dora", use_qalora=True, trainable_token_indices=[1])
     ended = await commands("register", folder, "--name", "dora", "--base", "tiny")
     assert (ended.code, ended.out) == (4, "")
     lines = ended.err.splitlines()
     assert lines[0].startswith("error: ")
     assert any("use_qalora" in line for line in lines)
-    assert any("modules_to_save" in line for line in lines)
+    assert any("trainable_token_indices" in line for line in lines)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "adapter_config.json").write_text("{}")

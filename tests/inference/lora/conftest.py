@@ -80,9 +80,10 @@ def write_adapter(tmp_path: Path) -> Callable[..., Path]:
         generator = torch.Generator().manual_seed(seed)
         tensors, pattern = {}, {}
         for module, (out_features, in_features) in modules.items():
-            if ".layers." not in module:
+            short = next((s for s, end in SUFFIXES.items() if module.endswith(end)), None)
+            if short is None:
                 continue
-            layer, short = int(module.split(".")[2]), next(s for s, end in SUFFIXES.items() if module.endswith(end))
+            layer = int(module.split(".")[2])
             rank = ranks.get((layer, short), ranks.get(short, 0))
             if rank:
                 pattern[module] = rank

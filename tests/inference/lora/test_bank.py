@@ -25,7 +25,7 @@ def random_layout(sites, rng):
     scales = rng.random(len(ranks)).astype(np.float32)
     kinds, vector_start = np.zeros(len(ranks), np.int32), np.zeros(len(ranks), np.int64)
     layout = Layout(
-        end, np.array(a_start), np.array(ranks, np.int32), np.array(b_start), scales, kinds, vector_start, ()
+        end, np.array(a_start), np.array(ranks, np.int32), np.array(b_start), scales, kinds, vector_start, (), ()
     )
     return layout, torch.from_numpy(rng.standard_normal(end).astype(np.float32))
 

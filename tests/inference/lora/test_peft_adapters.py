@@ -41,10 +41,17 @@ FEATURES = {
     "lora_bias": {"target_modules": LINEARS, "lora_bias": True},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "head": {"target_modules": ["lm_head", "q_proj"], "r": 3},
+    "saved norms": {"target_modules": ["q_proj"], "modules_to_save": ["layernorm", "model.norm"]},
+    "a saved norm": {"target_modules": ["o_proj"], "modules_to_save": ["layers.1.input_layernorm"]},
+    "everything": {
+        "target_modules": [*LINEARS, "lm_head"],
+        "use_dora": True,
+        "modules_to_save": ["model.norm", "post_attention_layernorm"],
+    },
     "dora on the head": {"target_modules": ["lm_head", "down_proj"], "use_dora": True},
 }
 UNMERGEABLE = {"lora_bias"}  # PEFT merges it only where the base model has a bias
-EXCLUSIVE = {"dora", "dora on some", "dora on the head"}
+EXCLUSIVE = {"dora", "dora on some", "dora on the head", "saved norms", "a saved norm", "everything"}
 
 
 class Served:
@@ -52,7 +59,7 @@ class Served:
 
     def __init__(self, folder, dtype="float32"):
         self.model = Llama.load(folder, dtype)
-        self.bank = Bank(self.model.sites, capacity_bytes=CAPACITY, dtype=self.model.dtype, max_slots=8)
+        self.bank = Bank(self.model.sites, capacity_bytes=CAPACITY, dtype=self.model.dtype, max_slots=16)
         self.bank._arena.fill_(torch.nan)
         self.adapters = Adapters(
             self.bank,
@@ -182,10 +189,14 @@ async def test_an_adapter_takes_its_true_size(serve, write_peft, files_of):
     served = serve(dtype="bfloat16")
     plain = await served.adapters.acquire(files_of(write_peft("plain", target_modules=["q_proj"], r=8)[0]))
     dora = await served.adapters.acquire(files_of(write_peft("dora", target_modules=["q_proj"], r=8, use_dora=True)[0]))
+    norm = await served.adapters.acquire(
+        files_of(write_peft("norm", target_modules=["q_proj"], r=8, modules_to_save=["model.norm"])[0])
+    )
     assert plain.size_bytes == 3 * 8 * (32 + 32) * 2
     assert dora.size_bytes == plain.size_bytes + 3 * 32 * 4
-    plain.release()
-    dora.release()
+    assert norm.size_bytes == plain.size_bytes + 32 * 4
+    for lease in (plain, dora, norm):
+        lease.release()
 
 
 async def test_what_scales_the_base_model_is_used_alone_and_at_the_weight_one(serve, write_peft, files_of):
@@ -239,7 +250,7 @@ async def test_only_the_rows_whose_logits_are_wanted_pass_the_head_each_with_its
     torch.testing.assert_close(found[2], logits_of(models[0], ids[2])[-1], **close[torch.float32])
     deltas = [logits_of(model, ids[3])[-1] - base[3] for model in models]
     torch.testing.assert_close(found[3], base[3] + 0.5 * deltas[0] + 2 * deltas[1], rtol=1e-4, atol=1e-4)
-    assert served.lora(rows).select(torch.tensor([9]), [served.model.sites.index(served.model.sites[-1])]) is None
+    assert served.lora(rows).select(torch.tensor([9]), [len(served.model.sites) - 1]) is None
     for lease in leases:
         lease.release()
 

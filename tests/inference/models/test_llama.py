@@ -96,13 +96,14 @@ def test_logits_are_float32_in_every_dtype(tiny_model_dir, paged, prompt_ids):
         assert paged(Llama.load(tiny_model_dir(), dtype)).step([("a", prompt_ids(3))]).dtype is torch.float32
 
 
-def test_sites_name_every_linear_layer_with_its_shape_and_the_embedding_and_the_head(tiny_model_dir):
+def test_sites_name_every_linear_layer_with_its_shape_the_norms_and_the_embedding(tiny_model_dir):
     folder = tiny_model_dir("llama with wide heads")
     sites = Llama.load(folder).sites
     named = {part.module: (part.width, site.in_features) for site in sites for part in site.parts}
     modules = AutoModelForCausalLM.from_pretrained(folder).named_modules()
     linears = {name: tuple(m.weight.shape) for name, m in modules if isinstance(m, torch.nn.Linear)}
-    assert named == linears | {"model.embed_tokens": (32, 96)}
+    norms = [f"model.layers.{layer}.{norm}_layernorm" for layer in range(3) for norm in ("input", "post_attention")]
+    assert named == linears | {"model.embed_tokens": (32, 96)} | dict.fromkeys([*norms, "model.norm"], (32, 1))
     assert "lm_head" in named
     assert [site.name for site in sites[4:8]] == [
         f"model.layers.1.{name}" for name in ("self_attn.qkv", "self_attn.o", "mlp.gate_up", "mlp.down")

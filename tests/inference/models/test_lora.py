@@ -55,6 +55,9 @@ class OneAdapter:
     def add_tokens(self, site_index, token_ids, y):
         assert not self.sites[site_index].ranks.any(), "expected no adapter on the embedding"
 
+    def renorm(self, site_index, h, eps, y):
+        assert not self.sites[site_index].ranks.any(), "expected no adapter on a norm"
+
     def select(self, rows, site_indices):
         assert not any(self.sites[index].ranks.any() for index in site_indices), "expected no adapter on the head"
 
