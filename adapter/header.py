@@ -20,11 +20,16 @@ from typing import Any, BinaryIO, NoReturn
 
 from adapter.errors import AdapterRefused
 
-MAX_HEADER_BYTES = 16 * 2**20
-MAX_TENSORS = 100_000
-# JSON grows in memory; braces and commas bound how many objects it can become. A tensor needs about 6 commas.
-MAX_COMMAS = 16 * MAX_TENSORS
+# JSON grows in memory, and no header may cost more than 64 MiB or a second before it is refused: these bounds together
+# keep it so. 40 000 tensors are 20 000 modules, twenty times those of a dense model of 70B; a name has 100 bytes.
+MAX_HEADER_BYTES = 6 * 2**20
+MAX_TENSORS = 40_000
+# Braces, brackets, commas and colons bound how many objects the text can become. A matrix needs 5 commas and 4 colons.
+MAX_COMMAS = 5 * MAX_TENSORS + 1024
+MAX_COLONS = 4 * MAX_TENSORS + 1024
 MAX_DIMS = 8
+# Whoever has more wrong tensors than this has learnt enough.
+MAX_REASONS = 100
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
 DTYPE_BYTES = {
@@ -121,14 +126,15 @@ def _read(file: BinaryIO, name: str) -> Header:
     raw = file.read(length)
     if raw[:1] != b"{":
         raise AdapterRefused([f"{name}: expected the header to begin with '{{', found {raw[:1]!r}"])
-    if raw.count(b"{") > MAX_TENSORS + 2 or raw.count(b"[") > 2 * MAX_TENSORS or raw.count(b",") > MAX_COMMAS:
+    most = {b"{": MAX_TENSORS + 2, b"[": 2 * MAX_TENSORS, b",": MAX_COMMAS, b":": MAX_COLONS}
+    if any(raw.count(sign) > count for sign, count in most.items()):
         raise AdapterRefused([f"{name}: expected at most {MAX_TENSORS} tensors, found more"])
     entries = parse_json(raw, what=f"{name}: header")
     if not isinstance(entries, dict):
         raise AdapterRefused([f"{name}: expected the header to be an object"])
     reasons: list[str] = []
     metadata = _parse_metadata(entries.pop("__metadata__", {}), reasons)
-    tensors = {key: info for key, entry in entries.items() if (info := _parse_tensor(key, entry, reasons))}
+    tensors = _parse_tensors(entries, reasons)
     if not reasons:
         _check_layout(tensors, size - 8 - length, reasons)
     if reasons:
@@ -142,6 +148,17 @@ def _parse_metadata(found: object, reasons: list[str]) -> dict[str, str]:
         return found
     reasons.append("__metadata__: expected strings by name")
     return {}
+
+
+def _parse_tensors(entries: dict[str, object], reasons: list[str]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for key, entry in entries.items():
+        info = _parse_tensor(key, entry, reasons)
+        if info is not None:
+            tensors[key] = info
+        elif len(reasons) >= MAX_REASONS:
+            break
+    return tensors
 
 
 def _parse_tensor(name: str, entry: object, reasons: list[str]) -> TensorInfo | None:

@@ -13,7 +13,7 @@ from registry.store import Store
 from registry.store.database import Call
 from registry.store.versions import NewVersion, RegisteredVersion
 
-# A header may have 16 MiB, which grow when they are parsed; a burst of registrations must not add that up.
+# A header may take 64 MiB while it is parsed; a burst of registrations must not add that up.
 MAX_CHECKS = 2
 
 
