@@ -28,6 +28,7 @@ RegistryError
 ├── VersionRetired            FAILED_PRECONDITION
 ├── VersionRejected           FAILED_PRECONDITION
 ├── VersionNotRetired         FAILED_PRECONDITION
+├── StateRefused              FAILED_PRECONDITION   the version's state does not lead there
 ├── VersionInUse              FAILED_PRECONDITION   an alias points at it
 ├── SignatureRequired         FAILED_PRECONDITION   the alias wants a signature that the version has not
 ├── NoEarlierTarget           FAILED_PRECONDITION   an alias has nothing to go back to
@@ -222,6 +223,12 @@ class VersionNotRetired(RegistryError):
     """The version is not retired."""
 
     code, reason = "FAILED_PRECONDITION", "VERSION_NOT_RETIRED"
+
+
+class StateRefused(RegistryError):
+    """The version's state does not lead there."""
+
+    code, reason = "FAILED_PRECONDITION", "STATE_REFUSED"
 
 
 class VersionInUse(RegistryError):

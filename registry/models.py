@@ -183,6 +183,11 @@ class VersionRow(Table):
         Index(None, "manifest", postgresql_using="gin", postgresql_ops={"manifest": "jsonb_path_ops"}),
         CheckConstraint("number >= 1", name="number"),
         CheckConstraint("state IN ('registered', 'validated', 'rejected', 'retired')", name="state"),
+        CheckConstraint(
+            "CASE state WHEN 'rejected' THEN rejection_reasons <> '[]' WHEN 'retired' THEN true "
+            "ELSE rejection_reasons = '[]' END",
+            name="rejected",
+        ),
         CheckConstraint("(parent_adapter IS NULL) = (parent_number IS NULL)", name="parent"),
         CheckConstraint("(parent_adapter, parent_number) IS DISTINCT FROM (adapter, number)", name="own_parent"),
     )

@@ -35,6 +35,7 @@ from registry.errors import (
     InvalidRequest,
     RegistryError,
     RequestIdReused,
+    StateRefused,
     StorageFull,
     StoreUnavailable,
     VersionNotFound,
@@ -57,6 +58,7 @@ CONFLICTS: dict[str, type[RegistryError]] = {
     "fk_adapter_versions_parent": VersionNotFound,
     "ck_adapter_versions_own_parent": VersionNotFound,
     "fk_alias_targets_adapter_versions": VersionNotFound,
+    "ck_adapter_versions_transition": StateRefused,
 }
 
 T = TypeVar("T")

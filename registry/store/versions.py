@@ -14,7 +14,6 @@ from registry.errors import (
     BaseModelNotFound,
     VersionInUse,
     VersionNotFound,
-    VersionNotRetired,
     WrongBaseModel,
 )
 from registry.models import AdapterRow, AliasRow, BaseModelRow, VersionRow
@@ -28,6 +27,7 @@ from registry.resources import (
     VersionState,
     VersionUnretired,
 )
+from registry.states import check_transition
 from registry.store.adapters import get_adapter
 from registry.store.database import Call, Database, Revision, Write
 from registry.store.lineage import refuse_cycle
@@ -168,6 +168,7 @@ class Versions:
                     "there first, or force it: the alias then resolves to an error",
                     metadata={"aliases": ",".join(version.aliases)},
                 )
+            check_transition(version, VersionState.RETIRED)
             retired = await _change_state(write, version, VersionState.RETIRED, message)
             return ChangedVersion(retired, write.head)
 
@@ -178,9 +179,7 @@ class Versions:
 
         async def body(write: Write) -> ChangedVersion:
             version = await get_version(write.session, adapter, number)
-            if version.state != VersionState.RETIRED:
-                raise VersionNotRetired(f"{adapter}:{number} is {version.state.value}, not retired")
-            # Only what passed the checks was ever committed, so validated is where it comes back to.
+            check_transition(version, VersionState.VALIDATED)
             back = await _change_state(write, version, VersionState.VALIDATED, "")
             return ChangedVersion(back, write.head)
 
