@@ -217,6 +217,7 @@ def _engine(
         max_running=settings.max_batch,
         max_step_tokens=max(settings.step_tokens, settings.max_batch),
         max_waiting=settings.max_queue,
+        max_waiting_tokens=settings.max_queue_tokens,
     )
     if limits.max_context < asked:
         log.warning(

@@ -97,6 +97,7 @@ def _server_options(command: Any) -> Any:
 )
 @click.option("--step-tokens", type=int, help="Tokens in one step.  [default: 128]")
 @click.option("--max-queue", type=int, help="Requests that may wait.  [default: 1024]")
+@click.option("--max-queue-tokens", type=int, help="Tokens of prompts that may wait.  [default: 1048576]")
 @click.option("--drain-s", type=float, help="Seconds for running answers at SIGTERM.  [default: 30]")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate to serve TLS with.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its key.")

@@ -58,6 +58,8 @@ class Settings:
     """Tokens in one step, prompts and answers together; more makes prompts faster and running answers jerkier."""
     max_queue: int = 1024
     """Requests that may wait before others are refused."""
+    max_queue_tokens: int = 2**20
+    """Tokens of their prompts, about 40 bytes each, that may wait before others are refused."""
     load_wait_s: float = 30.0
     """How long a request waits for memory when every loaded adapter is in use."""
     drain_s: float = 30.0
@@ -78,7 +80,7 @@ class Settings:
             )
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
-        for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue"):
+        for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue", "max_queue_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name}: expected at least 1, found {getattr(self, name)}", field=name)
 
@@ -116,7 +118,7 @@ _PATHS = frozenset(
     {"model", "state_dir", "registry_ca", "registry_token_file", "tls_cert", "tls_key", "client_ca", "token_file"}
 )
 _BYTES = frozenset({"adapter_memory", "kv_memory"})
-_COUNTS = frozenset({"threads", "max_context", "max_batch", "step_tokens", "max_queue"})
+_COUNTS = frozenset({"threads", "max_context", "max_batch", "step_tokens", "max_queue", "max_queue_tokens"})
 _FLAGS = frozenset({"prefix_cache"})
 _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 _SECONDS = frozenset({"load_wait_s", "drain_s"})

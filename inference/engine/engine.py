@@ -23,6 +23,8 @@ from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Chunk, Sampled
 from inference.errors import Draining, EngineFailed, InvalidRequest, QueueFull
 
+RETRY_AFTER_S = 1.0  # some answers will have ended by then, whatever the model
+
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -80,8 +82,9 @@ class Engine:
         self._on_failure = on_failure
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition()  # guards the inbox and the four names below
+        self._wake = threading.Condition()  # guards the inbox and the five names below
         self._submitted = 0  # requests that are not with the scheduler yet
+        self._submitted_tokens = 0  # of their prompts
         self._unfinished: dict[str, None] = {}  # a set in order of submission
         self._is_stopping = False
         self._failure: EngineFailed | None = None
@@ -107,18 +110,15 @@ class Engine:
         Raises PromptTooLong, InvalidRequest (the id is in use), QueueFull, and Draining once the engine stops.
         """
         self._scheduler.check_fits(request)
-        max_waiting = self._scheduler.limits.max_waiting
         with self._wake:
             self._check_open()
             if request.id in self._unfinished:
                 raise InvalidRequest(
                     f"request_id: expected one that no running request has, found {request.id}", field="request_id"
                 )
-            # A request on its way to the scheduler may count twice for a moment, but never not at all.
-            waiting = self._submitted + self._scheduler.num_waiting
-            if waiting >= max_waiting:
-                raise QueueFull(f"{waiting} requests are waiting and {max_waiting} may", retry_after_s=1.0)
+            self._check_room(len(request.prompt_ids))
             self._submitted += 1
+            self._submitted_tokens += len(request.prompt_ids)
             self._unfinished[request.id] = None
             self._put(lambda: self._add(request))
 
@@ -211,6 +211,21 @@ class Engine:
         self._scheduler.add(request)
         with self._wake:
             self._submitted -= 1
+            self._submitted_tokens -= len(request.prompt_ids)
+
+    def _check_room(self, prompt_tokens: int) -> None:
+        # A request on its way to the scheduler may count twice for a moment, but never not at all.
+        limits = self._scheduler.limits
+        waiting = self._submitted + self._scheduler.num_waiting
+        if waiting >= limits.max_waiting:
+            raise QueueFull(f"{waiting} requests are waiting and {limits.max_waiting} may", retry_after_s=RETRY_AFTER_S)
+        tokens = self._submitted_tokens + self._scheduler.num_waiting_tokens
+        if tokens and tokens + prompt_tokens > limits.max_waiting_tokens:
+            raise QueueFull(
+                f"prompts of {tokens} tokens are waiting, {limits.max_waiting_tokens} may, and this one has "
+                f"{prompt_tokens}",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     def _check_open(self) -> None:
         if self._failure is not None:

@@ -19,6 +19,8 @@ class FairQueue:
     def __init__(self) -> None:
         self._lines: OrderedDict[AdapterKey, deque[Sequence]] = OrderedDict()
         self._length = 0
+        self.num_tokens = 0
+        """Of all sequences in the queue."""
 
     def __len__(self) -> int:
         return self._length
@@ -30,6 +32,7 @@ class FairQueue:
     def push(self, sequence: Sequence) -> None:
         self._lines.setdefault(sequence.request.adapter_key, deque()).append(sequence)
         self._length += 1
+        self.num_tokens += len(sequence.tokens)
 
     def peek(self) -> Sequence | None:
         """The sequence that `pop` would return, or None."""
@@ -39,6 +42,7 @@ class FairQueue:
         key, line = next(iter(self._lines.items()))
         sequence = line.popleft()
         self._length -= 1
+        self.num_tokens -= len(sequence.tokens)
         if line:
             self._lines.move_to_end(key)
         else:
@@ -50,5 +54,6 @@ class FairQueue:
         key = sequence.request.adapter_key
         self._lines[key].remove(sequence)
         self._length -= 1
+        self.num_tokens -= len(sequence.tokens)
         if not self._lines[key]:
             del self._lines[key]

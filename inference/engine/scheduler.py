@@ -35,13 +35,15 @@ class Limits:
     """How much a step and the queue may hold.
 
     max_context: tokens of one prompt and answer together. max_running: sequences in a step. max_step_tokens: rows of a
-    step, prefill and decode together. max_waiting: requests in the queue, beyond which submission is refused.
+    step, prefill and decode together. max_waiting, max_waiting_tokens: requests in the queue and tokens of their
+    prompts, beyond which submission is refused; a prompt longer than that may wait alone.
     """
 
     max_context: int
     max_running: int
     max_step_tokens: int
     max_waiting: int
+    max_waiting_tokens: int
 
 
 class Scheduler:
@@ -76,6 +78,11 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._queue) + len(self._preempted)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Of the prompts in the queue; preempted sequences have left it."""
+        return self._queue.num_tokens
 
     @property
     def has_work(self) -> bool:
@@ -155,6 +162,7 @@ class Scheduler:
         """Asserts that every sequence is in one place, with exactly the blocks that it needs, and no block is lost."""
         waiting = [*self._preempted, *self._queue]
         assert len(self._queue) == len(list(self._queue)), "the queue miscounts itself"
+        assert self._queue.num_tokens == sum(len(sequence.tokens) for sequence in self._queue), "it miscounts tokens"
         placed = [sequence.request.id for sequence in [*self._running, *waiting]]
         assert sorted(placed) == sorted(self._sequences), "a sequence is in no place, or in two"
         for line in (self._running, self._preempted):

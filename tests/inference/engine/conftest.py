@@ -65,9 +65,10 @@ class Simulation:
         max_running: int = 8,
         max_step_tokens: int = 32,
         max_waiting: int = 1000,
+        max_waiting_tokens: int = 10_000,
         is_prefix_cached: bool = True,
     ) -> None:
-        limits = Limits(max_context, max_running, max_step_tokens, max_waiting)
+        limits = Limits(max_context, max_running, max_step_tokens, max_waiting, max_waiting_tokens)
         self.scheduler = Scheduler(
             limits, num_blocks=num_blocks, block_size=block_size, is_prefix_cached=is_prefix_cached
         )

@@ -135,6 +135,24 @@ def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room(gated: 
     bench.inbox.wait_for(bench.submit(3))
 
 
+def test_a_queue_full_of_tokens_refuses_at_once_but_lets_a_long_prompt_wait_alone(simulate: Simulate) -> None:
+    world = simulate(max_waiting_tokens=20, max_running=1)
+    gate = Gate(world.runner)
+    bench = Bench(world, gate)
+    bench.engine.start()
+    first = bench.submit(3, max_tokens=1)
+    assert gate.entered.acquire(timeout=30)
+    waiting = [bench.submit(30, max_tokens=1)]
+    with pytest.raises(QueueFull, match="prompts of 30 tokens are waiting, 20 may, and this one has 1") as full:
+        bench.submit(1)
+    assert full.value.retry_after_s is not None
+    bench.engine.cancel(waiting[0].id)
+    gate.passes.release(1000)
+    bench.inbox.wait_for(first, *waiting)
+    bench.inbox.wait_for(bench.submit(20))
+    bench.engine.stop()
+
+
 def test_a_cancelled_request_is_gone_at_the_next_step(gated: tuple[Bench, Gate]) -> None:
     bench, gate = gated
     running, waiting = bench.submit(3, max_tokens=50), bench.submit(3, max_tokens=50)

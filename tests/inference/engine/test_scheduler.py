@@ -56,6 +56,15 @@ def test_random_traffic_ends_with_right_answers_and_no_block_lost(
     assert max(sum(chunk.length for chunk in chunks) for chunks in world.runner.steps) <= budget
 
 
+def test_ten_times_more_than_fits_leaves_hardly_a_row_unused(simulate: Simulate) -> None:
+    world = simulate(num_blocks=100, max_running=8, max_step_tokens=64)
+    requests = [world.submit(8, max_tokens=16) for _ in range(80)]
+    world.run()
+    answered = sum(len(world.outputs[request.id]) for request in requests)
+    assert answered == 80 * 16
+    assert answered / len(world.runner.steps) >= 0.95 * 8
+
+
 def test_a_chunked_prefill_computes_each_position_once(simulate: Simulate) -> None:
     world = simulate(max_step_tokens=8)
     request = world.submit(50, max_tokens=3)

@@ -124,12 +124,19 @@ class Worker:
         max_running: int = 8,
         max_step_tokens: int = 64,
         wait_s: float = 30.0,
+        max_waiting: int = 1000,
         is_prefix_cached: bool = True,
     ) -> None:
         config = model.config
         self.modules = modules_of(model.sites)
         self.scheduler = Scheduler(
-            Limits(max_context=128, max_running=max_running, max_step_tokens=max_step_tokens, max_waiting=1000),
+            Limits(
+                max_context=128,
+                max_running=max_running,
+                max_step_tokens=max_step_tokens,
+                max_waiting=max_waiting,
+                max_waiting_tokens=100_000,
+            ),
             num_blocks=num_blocks,
             block_size=4,
             is_prefix_cached=is_prefix_cached,
@@ -193,10 +200,11 @@ class Worker:
                 uses=uses,
                 arrival_s=time.monotonic(),
             )
+            self.engine.submit(request)
+            # The events come on this loop, so not before these are here.
             self._ends[request.id] = end = self._loop.create_future()
             self.tokens[request.id] = []
             self._cancel_after[request.id] = cancel_after
-            self.engine.submit(request)
             ended = await end
         finally:
             for lease in leases:
@@ -219,6 +227,7 @@ class Worker:
                     self.engine.cancel(event.request_id)
             elif isinstance(event, Finished | Failed):
                 end = self._ends.pop(event.request_id)
+                del self._cancel_after[event.request_id]
                 if not end.cancelled():
                     end.set_result(event)
 

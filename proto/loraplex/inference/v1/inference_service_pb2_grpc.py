@@ -114,7 +114,8 @@ class InferenceServiceServicer:
 
     def Generate(self, request, context):
         """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-        prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo: the queue is full. Adapter errors.
+        prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
+        requests or in tokens. Adapter errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

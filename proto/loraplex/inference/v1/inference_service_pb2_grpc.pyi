@@ -44,7 +44,8 @@ class InferenceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]
     """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-    prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo: the queue is full. Adapter errors.
+    prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
+    requests or in tokens. Adapter errors.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
@@ -85,7 +86,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-    prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo: the queue is full. Adapter errors.
+    prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
+    requests or in tokens. Adapter errors.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
@@ -129,7 +131,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.GenerateResponse], _abc.AsyncIterator[_inference_service_pb2.GenerateResponse]]:
         """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-        prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo: the queue is full. Adapter errors.
+        prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
+        requests or in tokens. Adapter errors.
         """
 
     @_abc_1.abstractmethod
