@@ -171,7 +171,8 @@ def _special_registers(
 
 def _garbage(entry: Entry, size: int) -> dict[str, np.ndarray]:
     """Registers before they are written: anything, as on a GPU."""
-    rng = np.random.default_rng(0)
+    widest = 8
+    noise = np.random.default_rng(0).integers(0, 256, size * widest, dtype=np.uint8)
     registers = {}
     for name, kind in entry.registers.items():
         if kind == "pred":
@@ -179,5 +180,5 @@ def _garbage(entry: Entry, size: int) -> dict[str, np.ndarray]:
         else:
             width = SIZES[kind]
             dtype = TYPES[kind] if kind in ("f32", "f64") else f"u{width}"
-            registers[name] = rng.integers(0, 256, size * width, dtype=np.uint8).view(dtype)
+            registers[name] = noise[: size * width].view(dtype).copy()
     return registers

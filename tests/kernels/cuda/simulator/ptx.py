@@ -121,22 +121,22 @@ class _Body:
     def read(self, body: str) -> None:
         body = re.sub(r"^\s*\.loc\s+([^\n]*)$", r" @LOC \1 ;", body, flags=re.MULTILINE)
         body = re.sub(r"^\s*\.pragma[^\n]*$", "", body, flags=re.MULTILINE)
-        buffer = ""
-        for character in body:
-            is_empty = not buffer.strip()
-            if character == "{" and is_empty:
-                self._num_scopes += 1
-                self._scopes.append({})
-            elif character == "}" and is_empty:
-                self._scopes.pop()
-            elif character == ":" and re.fullmatch(r"\s*[\w$]+\s*", buffer):
-                self._entry.labels[buffer.strip()] = len(self._entry.code)
-            elif character == ";":
-                self._statement(" ".join(buffer.split()))
-            else:
-                buffer += character
-                continue
-            buffer = ""
+        begin = 0
+        for mark in re.finditer(r"[{}:;]", body):
+            text = body[begin : mark.start()].strip()
+            match mark.group():
+                case "{" if not text:
+                    self._num_scopes += 1
+                    self._scopes.append({})
+                case "}" if not text:
+                    self._scopes.pop()
+                case ":" if re.fullmatch(r"[\w$]+", text):
+                    self._entry.labels[text] = len(self._entry.code)
+                case ";":
+                    self._statement(" ".join(text.split()))
+                case _:  # within a statement: operands in braces, a hint such as L1::no_allocate
+                    continue
+            begin = mark.end()
 
     def _statement(self, text: str) -> None:
         if text.startswith("@LOC"):
