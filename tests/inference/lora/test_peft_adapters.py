@@ -14,11 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapter.base_model import describe_base_model
-from adapter.errors import AdapterRefused
 from inference.errors import AdapterLoadFailed, InvalidRequest
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
-from inference.lora.dora import gains
 from inference.lora.loader import Adapters, check_composition
 from inference.lora.slots import Slots
 from inference.models.llama import Llama
@@ -275,9 +273,3 @@ async def test_without_the_base_models_weights_dora_is_refused_by_name(serve, wr
     folder, _ = write_peft("dora", **FEATURES["dora"])
     with pytest.raises(AdapterLoadFailed, match=r"the base model's folder has no tensor 'model\.layers\.0\.self_attn"):
         await served.adapters.acquire(files_of(folder))
-
-
-def test_a_row_of_norm_zero_is_refused():
-    rows = torch.zeros(2, 4).numpy()
-    with pytest.raises(AdapterRefused, match="expected rows of another norm than 0"):
-        gains([(0, rows)], rows[:1], rows[:1, :2], scale=1.0, magnitude=rows[0, :2] + 1, module="q")
