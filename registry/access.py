@@ -156,6 +156,10 @@ def grant() -> Grant:
     return _caller.get().grant
 
 
+Moment = tuple[int, int]
+"""The newest revision that was heard of, and how many tokens this process had ended."""
+
+
 class Access:
     """The registry's gate."""
 
@@ -171,10 +175,10 @@ class Access:
         self._tokens = tokens
         self._listener = listener
         self._client_grants = client_grants or {}
-        # By hash: the token, and the revision and the time at which it was read.
-        self._kept: OrderedDict[str, tuple[Token, int, datetime]] = OrderedDict()
-        # Reads on their way, by hash and revision: a thousand watches with one token ask once about a new revision.
-        self._reads: dict[tuple[str, int], asyncio.Task[Token | None]] = {}
+        # By hash: the token, and the moment and the time at which it was read.
+        self._kept: OrderedDict[str, tuple[Token, Moment, datetime]] = OrderedDict()
+        # Reads on their way: a thousand watches with one token ask once about a new revision.
+        self._reads: dict[tuple[str, Moment], asyncio.Task[Token | None]] = {}
 
     async def admit(self, method: str, shown: Shown, request: object | None) -> str:
         """The caller's name. Raises Unauthenticated, PermissionDenied, and StoreUnavailable for a token unseen yet."""
@@ -207,27 +211,31 @@ class Access:
         return Caller(name, self._client_grants.get(name, Grant()), shown)
 
     async def _find(self, secret_hash: str) -> Token:
-        """The token in force. A change of any token is a revision, so one that was read since the last is as it is."""
+        """The token in force. A change of any token is a revision, so one that was read since the last is as it is.
+
+        What this process ended, it knows at once; what another one ended, when the listener hears of it.
+        """
         now = datetime.now(UTC)
-        # The revision is looked up before the token is read, so that a change in between makes it be read again.
+        # The moment is taken before the token is read, so that a change in between makes it be read again.
         status = self._listener.status
+        moment = (-1 if status is None else status.revision, self._tokens.num_ended)
         kept = self._kept.get(secret_hash)
-        if kept is not None and status is not None:
-            token, revision, time = kept
-            if revision == status.revision and (now - time).total_seconds() < KEPT_S:
+        if kept is not None:
+            token, then, time = kept
+            if then == moment and (now - time).total_seconds() < KEPT_S:
                 return _check_in_force(token, now)
-        found = await self._read(secret_hash, -1 if status is None else status.revision)
+        found = await self._read(secret_hash, moment)
         if found is None:
             self._kept.pop(secret_hash, None)
             raise Unauthenticated
         if status is not None:
-            self._kept[secret_hash] = (found, status.revision, now)
+            self._kept[secret_hash] = (found, moment, now)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return _check_in_force(found, now)
 
-    async def _read(self, secret_hash: str, revision: int) -> Token | None:
-        key = (secret_hash, revision)
+    async def _read(self, secret_hash: str, moment: Moment) -> Token | None:
+        key = (secret_hash, moment)
         task = self._reads.get(key)
         if task is None:
             task = self._reads[key] = asyncio.create_task(self._tokens.find(secret_hash))

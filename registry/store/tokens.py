@@ -49,6 +49,8 @@ class Tokens:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # How often this process ended a token; other processes hear of it by the revision.
+        self.num_ended = 0
 
     async def create(self, call: Call, secret: NewSecret, token: Token) -> ChangedToken:
         """Adds a token with the rights and the expiry of `token`. Raises InvalidRequest for a time that has passed."""
@@ -89,7 +91,9 @@ class Tokens:
             await _record(write, revision, old, before=old, after=answer)
             return answer
 
-        return await self._database.write(call, RotatedToken, body)
+        rotated = await self._database.write(call, RotatedToken, body)
+        self.num_ended += 1
+        return rotated
 
     async def revoke(self, call: Call, token_id: str) -> ChangedToken:
         """Ends a token at once; harmless when it was revoked before. Raises TokenNotFound."""
@@ -104,7 +108,9 @@ class Tokens:
             await _record(write, revision, old, before=old, after=revoked)
             return ChangedToken(revoked, revision.number)
 
-        return await self._database.write(call, ChangedToken, body)
+        revoked = await self._database.write(call, ChangedToken, body)
+        self.num_ended += 1
+        return revoked
 
     async def list(self, request: PageRequest) -> Page[Token]:
         """Tokens, newest first; those that ended too."""
