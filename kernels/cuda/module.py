@@ -40,6 +40,14 @@ class Facts:
     num_processors: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """torch's stream as CuPy's launch takes it. Made anew for each launch, and never a cupy.cuda.Stream: that destroys
+    the stream behind it when it is collected, which `from_external` of some releases does not keep it from."""
+
+    ptr: int
+
+
 def launch(
     kernel: Kernel,
     arguments: tuple[Argument, ...],
@@ -59,7 +67,7 @@ def launch(
         return  # CuPy would make one block of it
     if max(grid[1:], default=0) > 65535:
         raise UnsupportedTensor(f"expected at most 65535 blocks beside the first dimension, found a grid of {grid}")
-    stream = require_cupy().cuda.Stream.from_external(torch.cuda.current_stream(device))
+    stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
     words = tuple(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
     function = _function(kernel, dtype, device)
     function(grid, (num_threads,), words, shared_mem=shared_bytes, stream=stream)
@@ -99,9 +107,10 @@ def require_cupy() -> Any:
 
 @cache
 def _function(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Callable[..., None]:
+    """A kernel that is loaded. CuPy's RawKernel would load it at its first launch, which no capture forgives."""
     facts(device)  # refuses what could not compile
-    module = _module(kernel.file, dtype, device)
-    function: Callable[..., None] = module.get_function(kernel.name)
+    with require_cupy().cuda.Device(device.index or 0):
+        function: Callable[..., None] = _module(kernel.file, dtype, device).get_function(kernel.name).kernel
     return function
 
 
@@ -111,4 +120,4 @@ def _module(file: str, dtype: torch.dtype, device: torch.device) -> Any:
     with cupy.cuda.Device(device.index or 0):
         module = cupy.RawModule(code=flatten(file), options=options(dtype))
         module.compile()
-        return module
+    return module

@@ -32,12 +32,9 @@ SCALARS = {np.dtype(character).type for character in "?bhilqBHILQefdFD"}
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream as torch and CuPy exchange it."""
+    """torch.cuda.Stream, as far as a launch asks."""
 
-    ptr: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return (0, self.ptr)
+    cuda_stream: int
 
 
 @dataclass(frozen=True)
@@ -111,12 +108,26 @@ class RawModule:
     def compile(self) -> None:
         assert self.simulator is not None
 
-    def get_function(self, name: str) -> Any:
-        return functools.partial(self._device.launch, self, name)
+    def get_function(self, name: str) -> RawKernel:
+        return RawKernel(self._device, self, name)
 
     @property
     def simulator(self) -> Simulator:
         return _simulator(self._code, self._device.architecture, (*self._options, *CUPY_OPTIONS))
+
+
+@dataclass(frozen=True)
+class RawKernel:
+    """cupy.RawKernel, except that it cannot be called: it would load the function, which has to be done before."""
+
+    device: Device
+    module: RawModule
+    name: str
+
+    @property
+    def kernel(self) -> Any:
+        """cupy.cuda.Function, loaded."""
+        return functools.partial(self.device.launch, self.module, self.name)
 
 
 @contextmanager
@@ -130,7 +141,6 @@ def installed(device: Device) -> Iterator[Device]:
         cuda=SimpleNamespace(
             is_available=lambda: device.is_available,
             Device=lambda _: _Current(),
-            Stream=SimpleNamespace(from_external=lambda stream: Stream(stream.__cuda_stream__()[1])),
         ),
     )
     address_of = torch.Tensor.data_ptr
