@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from adapter.base_model import read_modules
 from adapter.manifest import manifest_of_adapter
 from inference.engine.engine import Engine
 from inference.engine.kv_cache import KVCache
@@ -119,6 +120,7 @@ class Worker:
         self,
         model: Llama,
         *,
+        base_folder: Path = NO_FOLDER,
         adapter_bytes: int = 1 << 20,
         num_blocks: int = 64,
         max_running: int = 8,
@@ -128,7 +130,7 @@ class Worker:
         is_prefix_cached: bool = True,
     ) -> None:
         config = model.config
-        self.modules = modules_of(model.sites)
+        self.modules = modules_of(model.sites) if base_folder == NO_FOLDER else read_modules(base_folder)
         self.scheduler = Scheduler(
             Limits(
                 max_context=128,
@@ -159,7 +161,7 @@ class Worker:
             Slots(adapter_bytes),
             sites=model.sites,
             modules=self.modules,
-            base=BaseWeights(NO_FOLDER, model.dtype),
+            base=BaseWeights(base_folder, model.dtype),
             wait_s=wait_s,
         )
         self.engine = Engine(Runner(model, kv_cache, self.bank), self.scheduler, self._on_events)

@@ -5,6 +5,7 @@ What is beyond plain LoRA is loaded beside it into one bank, and every batch mix
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 
 import pytest
@@ -181,6 +182,26 @@ async def test_evicted_and_reloaded_into_other_memory_it_answers_the_same_bits(
         (await served.adapters.acquire(files_of(other))).release()
     assert slots[0] != slots[1]
     assert torch.equal(*answers)
+
+
+async def test_under_traffic_that_evicts_it_each_answer_is_the_answer_alone(
+    make_worker, write_peft, tiny_model_dir, prompt_ids
+):
+    names = ["everything", "embedding", "lora_bias"]
+    folders = [write_peft(name, **FEATURES[name])[0] for name in names]
+    options = {"model": Llama.load(tiny_model_dir("llama"), "float32"), "base_folder": tiny_model_dir("llama")}
+    calm = make_worker(**options)
+    requests = [(prompt_ids(4 + n, seed=n), [(folder, 1.0)]) for n in range(4) for folder in folders]
+    requests += [(prompt_ids(9, seed=n), []) for n in range(3)]
+    alone = [await calm.generate(prompt, uses) for prompt, uses in requests]
+    sizes = sorted(loaded.size_bytes for loaded in calm.adapters.loaded())
+    worker = make_worker(**options, adapter_bytes=sizes[-1] + sizes[0], max_step_tokens=16)
+    together = await asyncio.gather(*(worker.generate(prompt, uses) for prompt, uses in requests))
+    for found, expected in zip(together, alone, strict=True):
+        assert [token.token_id for token in found] == [token.token_id for token in expected]
+        logprobs = torch.tensor([[token.logprob for token in answer] for answer in (found, expected)])
+        torch.testing.assert_close(logprobs[0], logprobs[1], rtol=0, atol=1e-3)
+    assert len(worker.adapters.loaded()) < len(names), "nothing was evicted"
 
 
 async def test_an_adapter_takes_its_true_size(serve, write_peft, files_of):
