@@ -239,7 +239,13 @@ class Access:
         task = self._reads.get(key)
         if task is None:
             task = self._reads[key] = asyncio.create_task(self._tokens.find(secret_hash))
-            task.add_done_callback(lambda _: self._reads.pop(key))
+
+            def forget(done: asyncio.Task[Token | None]) -> None:
+                del self._reads[key]
+                if not done.cancelled():
+                    done.exception()  # that of a read that nobody waits for any more is taken too
+
+            task.add_done_callback(forget)
         return await asyncio.shield(task)
 
 

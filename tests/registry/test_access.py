@@ -24,6 +24,7 @@ from loraplex.registry.v1 import registry_service_pb2 as pb
 from loraplex.registry.v1 import registry_service_pb2_grpc as rpcs
 from registry.access import RULES
 from registry.client import RegistryClient
+from registry.embedded import EmbeddedPostgres
 from registry.errors import (
     InvalidName,
     InvalidRequest,
@@ -363,6 +364,24 @@ async def test_watches_with_one_token_ask_for_it_once_a_revision(server, root, f
         assert len(asked) <= 2
         for watch in watches:
             await watch.aclose()
+
+
+async def test_a_store_that_is_away_is_no_bad_token(guarded, serve_here, tmp_path) -> None:
+    postgres = EmbeddedPostgres(tmp_path / "server")
+    await postgres.start()
+    try:
+        async with serve_here(dataclasses.replace(guarded, database_url=postgres.url)) as server:
+            callers = Callers(server.address)
+            made = await (await callers.client(ROOT_SECRET)).admin.create_token("w", [Scope.READ])
+            await callers.close()
+            await postgres.stop()
+            status = pb.DESCRIPTOR.services_by_name["RegistryService"].methods_by_name["GetStatus"]
+            assert await callers.knock(status, made.secret) is grpc.StatusCode.UNAVAILABLE
+            await postgres.start()
+            assert await callers.knock(status, made.secret) is grpc.StatusCode.OK
+            assert await callers.knock(status, "wrong") is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        await postgres.stop()
 
 
 async def test_bad_requests_for_tokens_are_refused_and_make_none(server, root) -> None:
