@@ -10,8 +10,9 @@ engine reads the tables while other slots change.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -79,16 +80,17 @@ class Bank:
         assert slab.dtype == self.dtype, f"expected a slab in {self.dtype}, found {slab.dtype}"
         assert slab.numel() * slab.itemsize <= extent.num_bytes, "the slab is larger than its extent"
         begin = extent.begin // self._arena.itemsize
-        _copy(slab, self._arena[begin : begin + slab.numel()])
-        by_part = torch.from_numpy(self._part_places + slot * self._part_widths)
-        self._a_start[torch.from_numpy(self._site_places + slot)] = torch.from_numpy(layout.a_start + begin)
-        self._ranks[by_part] = torch.from_numpy(layout.ranks)
-        self._b_start[by_part] = torch.from_numpy(layout.b_start + begin)
-        self._scales[by_part] = torch.from_numpy(layout.scales)
-        self._kinds[by_part] = torch.from_numpy(layout.kinds)
+        by_part = self._part_places + slot * self._part_widths
         # From elements to float32 numbers: see kernels.Affine.
         vector_start = (layout.vector_start + begin) * self.dtype.itemsize // 4
-        self._vector_start[by_part] = torch.from_numpy(vector_start)
+        with _beside_steps(self._arena.device):
+            _copy(slab, self._arena[begin : begin + slab.numel()])
+            _put(self._a_start, self._site_places + slot, layout.a_start + begin)
+            _put(self._ranks, by_part, layout.ranks)
+            _put(self._b_start, by_part, layout.b_start + begin)
+            _put(self._scales, by_part, layout.scales)
+            _put(self._kinds, by_part, layout.kinds)
+            _put(self._vector_start, by_part, vector_start)
         self._rank_sums[slot] = np.add.reduceat(layout.ranks, self._first_part[:-1])
         self._has_vectors[slot] = np.add.reduceat(layout.kinds, self._first_part[:-1]) > 0
 
@@ -211,6 +213,25 @@ class LoraStep:
 
 def _zeros(size: int, dtype: type[np.generic], device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.zeros(size, dtype)).to(device)
+
+
+@contextlib.contextmanager
+def _beside_steps(device: torch.device) -> Iterator[None]:
+    """On a CUDA device, what is queued here goes to a stream of its own and is done when this ends.
+
+    So a step neither waits for a load nor sees half of one; only the thread that loads waits.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives it no types
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def _put(table: Tensor, places: NDArray[np.int64], values: NDArray[np.generic]) -> None:
+    table[torch.from_numpy(places).to(table.device)] = torch.from_numpy(values).to(table.device)
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
