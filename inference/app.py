@@ -215,6 +215,7 @@ def _engine(
     limits = Limits(
         max_context=min(asked, config.max_positions, num_blocks * BLOCK_SIZE),
         max_running=settings.max_batch,
+        max_running_alike=settings.max_batch_alike or settings.max_batch,
         max_step_tokens=max(settings.step_tokens, settings.max_batch),
         max_waiting=settings.max_queue,
         max_waiting_tokens=settings.max_queue_tokens,

@@ -52,6 +52,8 @@ class Settings:
     """Tokens of prompt and answer together; 0 means the model's own limit."""
     max_batch: int = 64
     """Requests in one step."""
+    max_batch_alike: int = 0
+    """Those of them on the same adapters, or on none; 0 means all. Less keeps rows free for other adapters."""
     prefix_cache: bool = True
     """Whether a prompt may begin with what earlier requests on the same weights computed."""
     step_tokens: int = 128
@@ -80,6 +82,10 @@ class Settings:
             )
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
+        if self.max_batch_alike < 0:
+            raise InvalidRequest(
+                f"max_batch_alike: expected at least 0, found {self.max_batch_alike}", field="max_batch_alike"
+            )
         for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue", "max_queue_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name}: expected at least 1, found {getattr(self, name)}", field=name)
@@ -118,7 +124,9 @@ _PATHS = frozenset(
     {"model", "state_dir", "registry_ca", "registry_token_file", "tls_cert", "tls_key", "client_ca", "token_file"}
 )
 _BYTES = frozenset({"adapter_memory", "kv_memory"})
-_COUNTS = frozenset({"threads", "max_context", "max_batch", "step_tokens", "max_queue", "max_queue_tokens"})
+_COUNTS = frozenset(
+    {"threads", "max_context", "max_batch", "max_batch_alike", "step_tokens", "max_queue", "max_queue_tokens"}
+)
 _FLAGS = frozenset({"prefix_cache"})
 _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 _SECONDS = frozenset({"load_wait_s", "drain_s"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from inference.engine.prefixes import AdapterKey
 from inference.engine.sequence import Sequence
@@ -34,20 +34,22 @@ class FairQueue:
         self._length += 1
         self.num_tokens += len(sequence.tokens)
 
-    def peek(self) -> Sequence | None:
-        """The sequence that `pop` would return, or None."""
-        return next(iter(self._lines.values()))[0] if self._lines else None
+    def next(self, may_run: Callable[[AdapterKey], bool]) -> Sequence | None:
+        """The sequence whose turn it is among those of lines that may run now; a line that may not keeps its turn."""
+        return next((line[0] for key, line in self._lines.items() if may_run(key)), None)
 
-    def pop(self) -> Sequence:
-        key, line = next(iter(self._lines.items()))
-        sequence = line.popleft()
+    def pop(self, sequence: Sequence) -> None:
+        """Takes out what `next` returned, and ends the turn of its line."""
+        key = sequence.request.adapter_key
+        line = self._lines[key]
+        assert line[0] is sequence, "expected the first of its line"
+        line.popleft()
         self._length -= 1
         self.num_tokens -= len(sequence.tokens)
         if line:
             self._lines.move_to_end(key)
         else:
             del self._lines[key]
-        return sequence
 
     def remove(self, sequence: Sequence) -> None:
         """Takes out one sequence; the turns of the others stay as they are."""

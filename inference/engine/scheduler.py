@@ -16,13 +16,14 @@ admitted takes the published blocks of its beginning instead of computing them; 
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
 from inference.engine.blocks import BlockPool
 from inference.engine.fair_queue import FairQueue
-from inference.engine.prefixes import BlockKey
+from inference.engine.prefixes import AdapterKey, BlockKey
 from inference.engine.request import Admitted, Event, Failed, Finished, FinishReason, Request, Token
 from inference.engine.sequence import Chunk, Sampled, Sequence
 from inference.errors import EngineFailed, InferenceError, PromptTooLong
@@ -34,13 +35,18 @@ _BY_AGE = attrgetter("number")
 class Limits:
     """How much a step and the queue may hold.
 
-    max_context: tokens of one prompt and answer together. max_running: sequences in a step. max_step_tokens: rows of a
-    step, prefill and decode together. max_waiting, max_waiting_tokens: requests in the queue and tokens of their
-    prompts, beyond which submission is refused; a prompt longer than that may wait alone.
+    max_context: tokens of one prompt and answer together. max_running: sequences in a step. max_running_alike: those of
+    them on the same adapters. max_step_tokens: rows of a step, prefill and decode together. max_waiting,
+    max_waiting_tokens: requests in the queue and tokens of their prompts, beyond which submission is refused; a prompt
+    longer than that may wait alone.
+
+    With max_running_alike below max_running no flood for one adapter can take every row: beside it alone, the first
+    request for another is in the next step that has tokens and blocks left.
     """
 
     max_context: int
     max_running: int
+    max_running_alike: int
     max_step_tokens: int
     max_waiting: int
     max_waiting_tokens: int
@@ -67,6 +73,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._sequences: dict[str, Sequence] = {}
         self._running: list[Sequence] = []  # oldest first
+        self._running_by_adapter: Counter[AdapterKey] = Counter()
         self._preempted: list[Sequence] = []  # oldest first
         self._queue = FairQueue()
         self._arrivals = 0
@@ -168,6 +175,9 @@ class Scheduler:
         for line in (self._running, self._preempted):
             assert line == sorted(line, key=_BY_AGE), "sequences are not in the order of their age"
         assert len(self._running) <= self.limits.max_running, "more sequences run than are allowed"
+        alike = Counter(sequence.request.adapter_key for sequence in self._running)
+        assert all(n <= self.limits.max_running_alike for n in alike.values()), "an adapter has too many rows"
+        assert alike == self._running_by_adapter, "the rows of an adapter are miscounted"
         for sequence in self._running:
             assert self.blocks.needed_for(len(sequence.tokens) - 1) <= len(sequence.blocks), "a block is missing"
             assert len(sequence.blocks) <= self.blocks.needed_for(len(sequence.tokens)), "a block is too many"
@@ -212,7 +222,7 @@ class Scheduler:
         """Lets sequences in while there is budget for at least one token of each; nobody's turn is skipped."""
         admitted: list[Sequence] = []
         while budget > 0 and len(self._running) < self.limits.max_running:
-            sequence = self._preempted[0] if self._preempted else self._queue.peek()
+            sequence = self._preempted[0] if self._preempted else self._queue.next(self._may_run)
             if sequence is None:
                 break
             # Beside its own blocks, one for each running sequence stays free: else it would soon be preempted again.
@@ -223,7 +233,7 @@ class Scheduler:
             if self._preempted:
                 self._preempted.pop(0)
             else:
-                self._queue.pop()
+                self._queue.pop(sequence)
             self.blocks.share(cached)
             sequence.blocks = cached + self.blocks.allocate(missing)
             sequence.computed = len(cached) * self.blocks.block_size
@@ -231,9 +241,13 @@ class Scheduler:
                 sequence.started_s = now_s
                 sequence.cached_tokens = sequence.computed
             bisect.insort(self._running, sequence, key=_BY_AGE)
+            self._running_by_adapter[sequence.request.adapter_key] += 1
             admitted.append(sequence)
             budget -= sequence.remaining
         return admitted
+
+    def _may_run(self, adapter_key: AdapterKey) -> bool:
+        return self._running_by_adapter[adapter_key] < self.limits.max_running_alike
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the beginning of a waiting sequence; never its last token, whose logits are wanted."""
@@ -288,6 +302,9 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         """Takes a running sequence out and gives its blocks back."""
         self._running.remove(sequence)
+        self._running_by_adapter[sequence.request.adapter_key] -= 1
+        if not self._running_by_adapter[sequence.request.adapter_key]:
+            del self._running_by_adapter[sequence.request.adapter_key]
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
 

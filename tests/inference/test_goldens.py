@@ -44,7 +44,14 @@ class Golden:
         model = Llama.load(base_model_dir, dtype)
         config = model.config
         scheduler = Scheduler(
-            Limits(max_context=512, max_running=16, max_step_tokens=128, max_waiting=100, max_waiting_tokens=10_000),
+            Limits(
+                max_context=512,
+                max_running=16,
+                max_running_alike=16,
+                max_step_tokens=128,
+                max_waiting=100,
+                max_waiting_tokens=10_000,
+            ),
             num_blocks=128,
             block_size=16,
         )
