@@ -119,7 +119,9 @@ async def load_adapters(session: AsyncSession, rows: Sequence[AdapterRow]) -> li
     names = [row.name for row in rows]
     by_adapter: dict[str, list[Alias]] = defaultdict(list)
     if names:
-        for alias in aliases_of(await session.execute(select_aliases().where(AliasRow.adapter.in_(names)))):
+        # Said of both tables, or Postgres reads every target there is.
+        query = select_aliases().where(AliasRow.adapter.in_(names), AliasTargetRow.adapter.in_(names))
+        for alias in aliases_of(await session.execute(query)):
             by_adapter[alias.adapter].append(alias)
     return [
         Adapter(row.name, row.base_model, row.latest_version, tuple(by_adapter[row.name]), row.create_time)
