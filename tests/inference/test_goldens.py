@@ -20,7 +20,7 @@ from adapter.base_model import describe_base_model
 from adapter.manifest import manifest_of_adapter
 from inference.engine.engine import Engine
 from inference.engine.kv_cache import KVCache
-from inference.engine.request import Event, Finished, Request, SamplingParams, SlotUse, Token
+from inference.engine.request import Event, Failed, Finished, Request, SamplingParams, SlotUse, Token
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.lora.bank import Bank
@@ -101,7 +101,7 @@ class Golden:
             for event in events:
                 if isinstance(event, Token):
                     self.tokens[event.request_id].append(event)
-                else:
+                elif isinstance(event, Finished | Failed):
                     self.ends[event.request_id] = event
             self._ended.notify_all()
 
