@@ -4,8 +4,8 @@
     restore   FILE ──> pg_restore ──┐
               a new store_id ───────┴──> psql             one transaction: all of it or nothing, and never the old id
 
-Files are no part of it: they are named by their digests and never change, so copying their folder after the backup is
-enough.
+The database is the registry's own, and all of it is in the file. Files of adapters are no part of it: they are named by
+their digests and never change, so copying their folder after the backup is enough.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from registry.errors import BackupFailed, DatabaseInUse
 from registry.models import Table
 from registry.store.database import CHANNEL, connection_string, parse_url, translate
 
+# Tables that came after the backup would be in the way of the migrations that make them.
+PROLOGUE = "".join(f"DROP TABLE IF EXISTS public.{name} CASCADE;\n" for name in Table.metadata.tables)
 # What a backup never has, and a restored database must not take over: a new store, with no worker heard of yet.
 EPILOGUE = "\n".join(
     (
@@ -38,10 +40,9 @@ def back_up(url: str, file: Path) -> int:
     partial = file.with_name(file.name + ".partial")
     # The hashes of tokens are nobody else's business.
     os.close(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
-    tables = ["alembic_version", *Table.metadata.tables]
     command = [find_program("pg_dump"), "--format=custom", "--no-owner", "--no-privileges", f"--file={partial}"]
     try:
-        _run([*command, *(f"--table={name}" for name in tables), *_target(url)], url)
+        _run([*command, *_target(url)], url)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(file)
@@ -82,6 +83,7 @@ def restore(url: str, file: Path, *, replace: bool = False) -> None:
         assert writer.stdin is not None
         assert writer.stderr is not None
         try:
+            writer.stdin.write(PROLOGUE.encode())
             shutil.copyfileobj(reader.stdout, writer.stdin)
             if reader.wait() != 0:
                 writer.kill()  # before it sees the end of its input, which would commit half of the file

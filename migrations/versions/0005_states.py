@@ -10,7 +10,7 @@ branch_labels = None
 depends_on = None
 
 FUNCTION = """
-CREATE FUNCTION adapter_versions_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION adapter_versions_transition() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF (OLD.state, NEW.state) NOT IN (
         ('registered', 'validated'), ('registered', 'rejected'),
