@@ -52,7 +52,7 @@ from rpc.server import Service, serve
 log = logging.getLogger(__name__)
 
 # Positions in a KV block: small enough to waste little on short answers, large enough for the block tables to be short.
-BLOCK_SIZE = 16
+BLOCK_SIZES = {"cpu": 16, "cuda": 256}  # positions of a KV block; on CUDA as few as torch's attention reads
 # For the last messages of streams that have ended to reach their callers.
 LAST_WORDS_S = 2.0
 STATE_FILE = "registry.json"
@@ -87,15 +87,16 @@ class Core:
 @contextlib.asynccontextmanager
 async def open_core(settings: Settings) -> AsyncIterator[Core]:
     """Loads the model and starts the engine. Raises InferenceError and BaseModelRefused."""
+    device = _device(settings)  # before the minute that a large model takes
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     log.info("loading %s", settings.model)
     described = await asyncio.to_thread(describe_base_model, settings.model)
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model)
-    model = await asyncio.to_thread(Llama.load, settings.model, settings.dtype, "cpu")
-    log.info("compiling the kernels for this processor, or loading what an earlier start compiled")
-    await asyncio.to_thread(kernels.warm_up, "cpu", [model.dtype])
+    model = await asyncio.to_thread(Llama.load, settings.model, settings.dtype, str(device))
+    log.info("compiling the kernels for this machine, or loading what an earlier start compiled")
+    await asyncio.to_thread(kernels.warm_up, device.type, [model.dtype])
     streams = Streams()
-    bank = Bank(model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype)
+    bank = Bank(model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype, device=device)
     adapters = Adapters(
         bank,
         Slots(bank.capacity_bytes),
@@ -131,7 +132,9 @@ async def run(settings: Settings) -> None:
             max_context=core.limits.max_context,
         )
         facts = WorkerFacts(
-            worker_id=_worker_id(settings.state_dir), device="cpu", dtype=str(core.model.dtype).removeprefix("torch.")
+            worker_id=_worker_id(settings.state_dir),
+            device=core.model.device.type,
+            dtype=str(core.model.dtype).removeprefix("torch."),
         )
         watcher: Watcher | None = None
         if found.client is not None:
@@ -188,6 +191,13 @@ async def run(settings: Settings) -> None:
         )
 
 
+def _device(settings: Settings) -> torch.device:
+    try:
+        return kernels.choose_device(settings.device)
+    except kernels.UnsupportedDevice as error:
+        raise InvalidRequest(f"device: {error}", field="device") from error
+
+
 def _engine(
     settings: Settings, model: Llama, bank: Bank, *, streams: Streams, failure: asyncio.Future[None]
 ) -> tuple[Engine, Limits]:
@@ -196,12 +206,12 @@ def _engine(
     def on_failure(error: EngineFailed) -> None:
         loop.call_soon_threadsafe(failure.set_exception, error)
 
-    config = model.config
+    config, block_size = model.config, BLOCK_SIZES[model.device.type]
     shape: dict[str, Any] = {
         "num_layers": config.num_layers,
         "num_kv_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "block_size": BLOCK_SIZE,
+        "block_size": block_size,
     }
     one_block = block_bytes(**shape, dtype=model.dtype)
     num_blocks = settings.kv_memory // one_block
@@ -213,7 +223,7 @@ def _engine(
     kv_cache = KVCache(**shape, num_blocks=num_blocks, dtype=model.dtype, device=model.device)
     asked = settings.max_context or config.max_positions
     limits = Limits(
-        max_context=min(asked, config.max_positions, num_blocks * BLOCK_SIZE),
+        max_context=min(asked, config.max_positions, num_blocks * block_size),
         max_running=settings.max_batch,
         max_running_alike=settings.max_batch_alike or settings.max_batch,
         max_step_tokens=max(settings.step_tokens, settings.max_batch),
@@ -223,9 +233,9 @@ def _engine(
     if limits.max_context < asked:
         log.warning(
             "the context is %d tokens, not %d: the model has %d positions and the KV memory holds %d",
-            limits.max_context, asked, config.max_positions, num_blocks * BLOCK_SIZE,
+            limits.max_context, asked, config.max_positions, num_blocks * block_size,
         )  # fmt: skip
-    scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=BLOCK_SIZE, is_prefix_cached=settings.prefix_cache)
+    scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=block_size, is_prefix_cached=settings.prefix_cache)
     return Engine(Runner(model, kv_cache, bank), scheduler, streams.deliver, on_failure=on_failure), limits
 
 

@@ -75,11 +75,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.base_model_name:
             object.__setattr__(self, "base_model_name", self.model.resolve().name)
-        if self.device not in ("auto", "cpu"):
-            raise InvalidRequest(
-                f"device: expected auto or cpu, found {self.device}; the CUDA path is not part of this release",
-                field="device",
-            )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InvalidRequest(f"device: expected auto, cpu or cuda, found {self.device}", field="device")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
         if self.max_batch_alike < 0:

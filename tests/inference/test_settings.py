@@ -27,7 +27,7 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
         ("MAX_BATCH_ALIKE", "-1", "max_batch_alike: expected at least 0, found -1"),
         ("MAX_BATCH", "0", "max_batch: expected at least 1, found 0"),
         ("ADAPTER_MEMORY", "12 parsecs", "adapter_memory: expected a size such as 512MiB"),
-        ("DEVICE", "cuda", "CUDA path is not part of this release"),
+        ("DEVICE", "tpu", "device: expected auto, cpu or cuda, found tpu"),
         ("PREFIX_CACHE", "maybe", "prefix_cache: expected true or false, found 'maybe'"),
         ("DTYPE", "int4", "dtype: expected auto, float32 or bfloat16, found int4"),
         ("MAX_BACTH", "3", "unknown setting LORAPLEX_WORKER_MAX_BACTH"),

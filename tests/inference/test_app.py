@@ -1,0 +1,20 @@
+"""Putting a worker together: what is refused before anything large is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from inference.app import open_core
+from inference.errors import InvalidRequest
+from inference.settings import Settings
+
+
+async def test_cuda_on_a_machine_without_it_is_refused_before_the_model_is_read(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = Settings(model=Path("/no/such/model"), device="cuda")
+    with pytest.raises(InvalidRequest, match=r"device: expected a CUDA device and its driver, torch .* finds none"):
+        async with open_core(settings):
+            pass
