@@ -388,10 +388,10 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 )
                 leases.append(lease)
                 served.append(_served(version, weight))
+            check_composition([(lease, one.weight) for lease, one in zip(leases, served, strict=True)])
         except BaseException:
             for lease in leases:
                 lease.release()
-            check_composition([(lease, one.weight) for lease, one in zip(leases, served, strict=True)])
             raise
         return served, leases
 
