@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -86,12 +87,17 @@ def restore(url: str, file: Path, *, replace: bool = False) -> None:
             writer.stdin.write(PROLOGUE.encode())
             shutil.copyfileobj(reader.stdout, writer.stdin)
             if reader.wait() != 0:
-                writer.kill()  # before it sees the end of its input, which would commit half of the file
                 raise BackupFailed(f"{file} cannot be read: {_last_words(reader.stderr.read())}")
             writer.stdin.write(EPILOGUE.encode())
             writer.stdin.close()
         except BrokenPipeError:
-            reader.kill()
+            reader.kill()  # psql has ended, and says below why
+        except BaseException:
+            writer.kill()  # before it sees the end of its input, which would commit half of the file
+            raise
+        finally:
+            with suppress(BrokenPipeError):
+                writer.stdin.close()
         said = writer.stderr.read()
         if writer.wait() != 0:
             raise BackupFailed(f"the database was not restored: {_last_words(said)}")
