@@ -85,7 +85,7 @@ def _server_options(command: Any) -> Any:
 @click.option("--listen", help="Address to serve on.  [default: 127.0.0.1:7200]")
 @click.option("--advertise", help="Address to report to the registry.  [default: the listening one]")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="For adapter files and saved state.")
-@click.option("--device", help="auto, cpu or cuda.  [default: auto]")
+@click.option("--device", help="cpu, cuda or auto; CUDA has never run on a device.  [default: cpu]")
 @click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]")
 @click.option("--threads", type=int, help="CPU threads.  [default: one for each core]")
 @click.option("--adapter-memory", metavar="SIZE", help="Memory for adapters.  [default: 512MiB]")

@@ -40,8 +40,8 @@ class Settings:
     """NAME=FOLDER of adapters that need no registry."""
     state_dir: Path = Path.home() / ".local" / "state" / "loraplex" / "worker"
     """Verified adapter files and what the registry last said, so that a worker starts without it."""
-    device: str = "auto"
-    """auto or cpu; cuda is not part of this release."""
+    device: str = "cpu"
+    """cpu; cuda, or auto, which takes a CUDA device where one will do. The CUDA path has never run on a device."""
     dtype: str = "auto"
     """auto, float32 or bfloat16."""
     threads: int = 0
