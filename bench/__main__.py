@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -61,7 +62,7 @@ async def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--dtype", default="auto")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a file gets whole rows
     model = arguments.model or ensure_base_model()
     streams = [int(part) for part in arguments.streams.split(",")]
     console.print("measuring this machine's memory bandwidth")

@@ -85,8 +85,9 @@ class Spool:
         for path in self._parts(digest):
             upload = _take(path)
             if upload is not None:
+                size = _size(path)
                 upload.close()
-                return path.stat().st_size
+                return max(size, 0)
         return 0
 
     def begin(self, digest: str) -> Upload:
@@ -102,7 +103,7 @@ class Spool:
             upload = _take(path)
             if upload is None:
                 continue
-            if path.stat().st_size >= offset:
+            if _size(path) >= offset:
                 upload.keep_until(offset)
                 return upload
             upload.close()
@@ -110,11 +111,19 @@ class Spool:
 
     def _parts(self, digest: str) -> list[Path]:
         """The largest first."""
-        return sorted(self.folder.glob(f"{_prefix(digest)}*"), key=lambda path: -path.stat().st_size)
+        return sorted(self.folder.glob(f"{_prefix(digest)}*"), key=_size, reverse=True)
 
 
 def _prefix(digest: str) -> str:
     return f"upload-{digest.removeprefix('sha256:')}-"
+
+
+def _size(path: Path) -> int:
+    """Bytes of the file; -1 when it is gone, because its upload has just ended."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def _take(path: Path) -> Upload | None:

@@ -248,3 +248,20 @@ async def test_an_upload_whose_messages_come_in_another_order_is_refused(registr
     answer = await registry_server.ask(registry_server.stub.UploadBlob, iter([header, chunk, chunk]))
     assert (answer.digest, answer.existed) == (digest_of(b"xx"), False)
     assert (await registry_server.ask(registry_server.stub.UploadBlob, iter([header]))).existed
+
+
+def test_a_part_that_goes_while_parts_are_listed_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = "sha256:" + "1" * 64
+    spool = Spool(tmp_path)
+    spool.prepare()
+    upload = spool.begin(digest)
+    upload.add(b"abc")
+    upload.close()
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [*listed(folder, pattern), folder / "upload-gone"])
+    assert spool.received(digest) == 3
+    resumed = spool.go_on(digest, 3)
+    assert resumed is not None
+    resumed.close()
