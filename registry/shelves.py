@@ -52,7 +52,7 @@ class Shelf(Protocol):
         """Where it lies on this machine; None when it lies elsewhere."""
 
     def items(self) -> Iterator[Stored]:
-        """Everything that is stored."""
+        """Everything that is stored; without what is removed in the meantime, as another registry may do."""
 
     def remove(self, digest: str) -> None:
         """Removes it; harmless when it is not there."""
@@ -131,7 +131,10 @@ class FolderShelf:
         """As Shelf.items."""
         for folder in sorted((self.folder / "sha256").iterdir()):
             for path in folder.iterdir():
-                found = path.stat()
+                try:
+                    found = path.stat()
+                except FileNotFoundError:
+                    continue
                 yield Stored(f"sha256:{folder.name}{path.name}", found.st_size, found.st_mtime)
 
     def remove(self, digest: str) -> None:
@@ -179,7 +182,10 @@ class RemoteShelf:
         for name, info in sorted(found.items()):
             path = PurePosixPath(name)
             # S3 tells the time in its listing; others are asked for it.
-            changed = info.get("LastModified") or self._files.modified(name)
+            try:
+                changed = info.get("LastModified") or self._files.modified(name)
+            except FileNotFoundError:
+                continue
             yield Stored(f"sha256:{path.parent.name}{path.name}", int(info["size"]), changed.timestamp())
 
     def remove(self, digest: str) -> None:

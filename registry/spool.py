@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,8 +78,9 @@ class Spool:
         """Makes the folder and removes what nobody went on with."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.iterdir():
-            if time.time() - leftover.lstat().st_mtime > LEFTOVER_AGE_S:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # an upload that ends, or another registry that removes it too
+                if time.time() - leftover.lstat().st_mtime > LEFTOVER_AGE_S:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def received(self, digest: str) -> int:
         """Bytes that an earlier stream left behind; 0 when there are none, or another stream adds to them."""

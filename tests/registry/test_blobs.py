@@ -238,6 +238,22 @@ def test_opening_removes_what_a_killed_process_left_long_ago(store, tmp_path):
     assert [path.name for path in (tmp_path / "blobs" / "tmp").iterdir()] == ["new"]
 
 
+def test_opening_passes_over_what_another_registry_removes_at_that_moment(store, tmp_path, monkeypatch):
+    spool = tmp_path / "blobs" / "tmp"
+    for name in ("gone", "kept"):
+        (spool / name).write_bytes(b"x")
+    listed = Path.iterdir
+
+    def list_and_remove(folder):
+        found = list(listed(folder))
+        (spool / "gone").unlink(missing_ok=True)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", list_and_remove)
+    store.open()
+    assert list(listed(spool)) == [spool / "kept"]
+
+
 async def test_an_upload_whose_messages_come_in_another_order_is_refused(registry_server):
     header = pb.UploadBlobRequest(header=pb.BlobHeader(digest=digest_of(b"xx"), size_bytes=2))
     chunk = pb.UploadBlobRequest(chunk=b"x")

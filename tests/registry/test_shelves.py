@@ -60,6 +60,19 @@ async def test_what_was_removed_is_missing(store, shelf):
     assert await store.missing([(DIGEST, len(DATA))]) == [DIGEST]
 
 
+def test_a_file_that_is_removed_while_the_shelf_is_listed_is_passed_over(shelf, tmp_path):
+    shelf.prepare()
+    digests = {f"sha256:{number:064x}" for number in range(3)}
+    for digest in digests:
+        (tmp_path / "source").write_bytes(b"bytes")
+        shelf.put(tmp_path / "source", digest)
+    items = shelf.items()
+    first = next(items).digest
+    gone, kept = sorted(digests - {first})
+    shelf.remove(gone)
+    assert [stored.digest for stored in items] == [kept]
+
+
 async def test_an_object_that_changed_is_found_out(store, shelf, tmp_path):
     (tmp_path / "other").write_bytes(DATA[:-1] + b"!")
     shelf.put(tmp_path / "other", DIGEST)
