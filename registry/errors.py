@@ -121,12 +121,14 @@ class Unauthenticated(RegistryError):
     """The call carries no valid token."""
 
     code, reason = "UNAUTHENTICATED", "UNAUTHENTICATED"
+    is_all_of_its_code = True
 
 
 class PermissionDenied(RegistryError):
     """The caller may not do this."""
 
     code, reason = "PERMISSION_DENIED", "PERMISSION_DENIED"
+    is_all_of_its_code = True
 
 
 class BaseModelNotFound(RegistryError):
@@ -361,6 +363,7 @@ class StoreUnavailable(RegistryError):
     """Postgres cannot be reached."""
 
     code, reason = "UNAVAILABLE", "STORE_UNAVAILABLE"
+    is_all_of_its_code = True
 
 
 class Draining(RegistryError):
@@ -373,12 +376,14 @@ class DeadlineExceeded(RegistryError):
     """The registry did not answer in time."""
 
     code, reason = "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"
+    is_all_of_its_code = True
 
 
 class NotImplementedYet(RegistryError):
     """This is part of the contract and not of this release."""
 
     code, reason = "UNIMPLEMENTED", "NOT_IMPLEMENTED"
+    is_all_of_its_code = True
 
 
 class PostgresFailed(RegistryError):

@@ -13,13 +13,16 @@ from typing import ClassVar
 class DomainError(Exception):
     """An error that a caller is meant to see.
 
-    `code` is the name of a gRPC status code, `reason` a stable SCREAMING_SNAKE word (google.rpc.ErrorInfo). The class's
-    docstring is the default message. `metadata` are facts for programs, `reasons` many findings about one thing
+    `code` is the name of a gRPC status code, `reason` a stable SCREAMING_SNAKE word (google.rpc.ErrorInfo); an error
+    that came over the wire and has no class here keeps those of its status. `is_all_of_its_code` says that the class is
+    what its code alone means, and so what a status without a reason that is known here becomes. The class's docstring
+    is the default message. `metadata` are facts for programs, `reasons` many findings about one thing
     (google.rpc.BadRequest), `field` the request field at fault, `retry_after_s` asks the caller to come back.
     """
 
-    code: ClassVar[str] = "INTERNAL"
-    reason: ClassVar[str] = "INTERNAL"
+    code: str = "INTERNAL"
+    reason: str = "INTERNAL"
+    is_all_of_its_code: ClassVar[bool] = False
     domain: ClassVar[str] = "loraplex"
 
     def __init__(

@@ -57,7 +57,11 @@ async def abort(context: grpc.aio.ServicerContext[object, object], error: Domain
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, tree: type[Tree]) -> Tree:
-    """The class of `tree` that has the status's reason, or else its code, or else `tree` itself."""
+    """The class of `tree` that has the status's reason.
+
+    gRPC's own statuses have none, and a newer server's may be unknown here: those become the class that is all of the
+    code, where there is one, and otherwise `tree` itself with the status's code and reason.
+    """
     info, reasons, field, retry_after_s = error_details_pb2.ErrorInfo(), [], "", None
     for detail in _details(error):
         if detail.Unpack(info):
@@ -74,14 +78,17 @@ def from_rpc_error(error: grpc.aio.AioRpcError, tree: type[Tree]) -> Tree:
     # Two trees in one process may share a word, such as UNAUTHENTICATED; the domain tells them apart.
     found = next((leaf for leaf in same if leaf.domain == info.domain), same[0] if same else None)
     if found is None:
-        found = next((leaf for leaf in classes if leaf.code == code), tree)
-    return found(
+        found = next((leaf for leaf in classes if leaf.is_all_of_its_code and leaf.code == code), None)
+    translated = (found or tree)(
         error.details() or code,
         metadata=dict(info.metadata),
         reasons=tuple(reasons),
         field=field,
         retry_after_s=retry_after_s,
     )
+    if found is None:
+        translated.code, translated.reason = code, info.reason or code
+    return translated
 
 
 def _details(error: grpc.aio.AioRpcError) -> Iterator[AnyMessage]:
