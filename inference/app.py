@@ -27,6 +27,7 @@ from inference.engine.kv_cache import KVCache, block_bytes
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.errors import EngineFailed, InvalidRequest
+from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
 from inference.lora.loader import Adapters
@@ -37,7 +38,7 @@ from inference.resolver.cache import FileCache
 from inference.resolver.filesystem import FilesystemResolver
 from inference.resolver.registry import RegistryResolver
 from inference.resolver.table import Table
-from inference.service import InferenceService, ModelIdentity, WorkerFacts
+from inference.service import InferenceService
 from inference.settings import Settings
 from inference.streams import Streams
 from inference.tokenizer import Tokenizer

@@ -13,69 +13,33 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adapter.names import Reference
+from inference import messages
 from inference.adapters import AdapterDesk
-from inference.answer import Answer, Piece
-from inference.catalog import Catalog, Model, ModelState
+from inference.answer import Answer
+from inference.catalog import Catalog
 from inference.engine.engine import Engine
-from inference.engine.request import Finished, FinishReason, Request, SamplingParams, SlotUse, Token
-from inference.errors import Draining, InvalidRequest, NotImplementedYet, PromptTooLong
+from inference.engine.request import Finished, Request, SlotUse
+from inference.errors import Draining, InvalidRequest, NotImplementedYet
+from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.loader import Adapters, Lease, check_composition
 from inference.metrics import Metrics
-from inference.resolver import Version
+from inference.requests import RequestReader, stop_strings
 from inference.streams import Streams
 from inference.tokenizer import Tokenizer
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
 
 MAX_ADAPTERS = 8  # of one request; each adds its own arithmetic to every row
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARS = 1024
 CONTEXT_TOKENS = 16  # of the prompt, enough to know an open word and an open character
-# Longer text is tokenized on another thread, so that it does not hold up the streams of others.
-INLINE_CHARS = 8192
 MAX_PAGE_SIZE = 1000
-FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-}
-
-MODEL_STATES = {
-    ModelState.KNOWN: pb.MODEL_STATE_KNOWN,
-    ModelState.LOADING: pb.MODEL_STATE_LOADING,
-    ModelState.READY: pb.MODEL_STATE_READY,
-    ModelState.FAILED: pb.MODEL_STATE_FAILED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
-    """The base model as answers name it; `max_context` in tokens."""
-
-    name: str
-    digest: str
-    vocab_size: int
-    max_context: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """What does not change while a worker runs."""
-
-    worker_id: str
-    device: str
-    dtype: str
 
 
 class InferenceService(pb_grpc.InferenceServiceServicer):
@@ -99,6 +63,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         """`revision` is the registry's that this worker has reconciled to, 0 without a registry."""
         self._model = model
         self._tokenizer = tokenizer
+        self._reader = RequestReader(model, tokenizer)
         self._desk = desk
         self._engine = engine
         self._adapters = adapters
@@ -128,10 +93,10 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         arrival_s = time.monotonic()
         if self._is_draining:
             raise Draining(retry_after_s=1.0)
-        prompt_ids = await self._prompt_ids(request)
-        sampling = self._sampling(request, len(prompt_ids))
-        stop_strings = _stop_strings(request.stop.strings)
-        stop_ids = frozenset(self._check_ids(request.stop.token_ids, "stop.token_ids"))
+        prompt_ids = await self._reader.prompt_ids(request)
+        sampling = self._reader.sampling(request, len(prompt_ids))
+        strings = stop_strings(request.stop.strings)
+        stop_ids = frozenset(self._reader.check_ids(request.stop.token_ids, "stop.token_ids"))
         if not request.stop.ignore_eos:
             stop_ids |= self._tokenizer.eos_ids
         request_id = request.request_id or uuid.uuid4().hex
@@ -149,7 +114,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         stream = self._streams.open(self._engine, engine_request, leases)
         # A chat's answer begins a text of its own; any other continues the prompt's, where a word may be open.
         continued = () if request.HasField("chat") else prompt_ids[-CONTEXT_TOKENS:]
-        answer = Answer(self._tokenizer, stop_strings, after=continued)
+        answer = Answer(self._tokenizer, strings, after=continued)
         try:
             admitted = await stream.admitted()
             self._metrics.admitted(len(prompt_ids), admitted.cached_tokens)
@@ -172,13 +137,14 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                     break
                 first_token_s = first_token_s or time.monotonic() - arrival_s
                 piece = answer.push(batch)
-                yield pb.GenerateResponse(chunk=_chunk(piece))
+                yield pb.GenerateResponse(chunk=messages.chunk(piece))
                 if answer.stop_string:
                     break
             rest = answer.finish()
             if rest:
                 yield pb.GenerateResponse(chunk=pb.TokenChunk(index=answer.num_tokens, text=rest))
-            yield pb.GenerateResponse(finished=_finished(answer, end, len(prompt_ids), arrival_s, first_token_s))
+            finished = messages.finished(answer, end, len(prompt_ids), arrival_s, first_token_s)
+            yield pb.GenerateResponse(finished=finished)
             self._metrics.answered(answer.num_tokens, first_token_s, time.monotonic() - arrival_s)
         finally:
             if not stream.is_finished:
@@ -191,16 +157,16 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         if kind is None:
             raise InvalidRequest("prompt: expected text or chat, found neither", field="prompt")
         if kind == "text":
-            return pb.TokenizeResponse(token_ids=await self._encode(request.text), text=request.text)
-        text = self._render(request.chat)
-        return pb.TokenizeResponse(token_ids=await self._encode(text, is_rendered=True), text=text)
+            return pb.TokenizeResponse(token_ids=await self._reader.encode(request.text), text=request.text)
+        text = self._reader.render(request.chat)
+        return pb.TokenizeResponse(token_ids=await self._reader.encode(text, is_rendered=True), text=text)
 
     async def Detokenize(
         self,
         request: pb.DetokenizeRequest,
         context: grpc.aio.ServicerContext[pb.DetokenizeRequest, pb.DetokenizeResponse],
     ) -> pb.DetokenizeResponse:
-        ids = self._check_ids(request.token_ids, "token_ids")
+        ids = self._reader.check_ids(request.token_ids, "token_ids")
         text = self._tokenizer.decode(ids, skip_special_tokens=request.skip_special_tokens)
         return pb.DetokenizeResponse(text=text)
 
@@ -209,7 +175,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         request: pb.ListModelsRequest,
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
-        models = [self._to_model(model) for model in self._catalog.models()]
+        models = [messages.model(self._model.name, one) for one in self._catalog.models()]
         size = request.page_size or 100
         if size > MAX_PAGE_SIZE or (request.page_token and not request.page_token.isdecimal()):
             raise InvalidRequest("page_size is at most 1000, and page_token is from the previous answer")
@@ -245,9 +211,11 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         request: pb.LoadAdapterRequest,
         context: grpc.aio.ServicerContext[pb.LoadAdapterRequest, pb.LoadAdapterResponse],
     ) -> pb.LoadAdapterResponse:
+        if request.tier not in (pb.TIER_UNSPECIFIED, pb.TIER_ARENA):
+            raise NotImplementedYet("tiers other than ARENA are not part of this release", field="tier")
         version, lease = await self._desk.lease(Reference.parse(request.reference))
         lease.release()
-        return pb.LoadAdapterResponse(adapter=_served(version, 1.0), size_bytes=lease.size_bytes)
+        return pb.LoadAdapterResponse(adapter=messages.served(version, 1.0), size_bytes=lease.size_bytes)
 
     async def Embed(
         self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext[pb.EmbedRequest, pb.EmbedResponse]
@@ -261,7 +229,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     ) -> pb.UnloadAdapterResponse:
         version = await self._desk.resolve(Reference.parse(request.reference))
         self._adapters.evict(version.digest)
-        return pb.UnloadAdapterResponse(adapter=_served(version, 1.0))
+        return pb.UnloadAdapterResponse(adapter=messages.served(version, 1.0))
 
     async def PinAdapter(
         self,
@@ -271,7 +239,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         version, lease = await self._desk.lease(Reference.parse(request.reference))
         self._adapters.pin(version.digest)
         lease.release()
-        return pb.PinAdapterResponse(adapter=_served(version, 1.0))
+        return pb.PinAdapterResponse(adapter=messages.served(version, 1.0))
 
     async def UnpinAdapter(
         self,
@@ -280,7 +248,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     ) -> pb.UnpinAdapterResponse:
         version = await self._desk.resolve(Reference.parse(request.reference))
         self._adapters.unpin(version.digest)
-        return pb.UnpinAdapterResponse(adapter=_served(version, 1.0))
+        return pb.UnpinAdapterResponse(adapter=messages.served(version, 1.0))
 
     async def PushAdapter(
         self,
@@ -288,85 +256,6 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         context: grpc.aio.ServicerContext[pb.PushAdapterRequest, pb.PushAdapterResponse],
     ) -> pb.PushAdapterResponse:
         raise NotImplementedYet("PushAdapter is not part of this release")
-
-    # translation
-
-    def _to_model(self, model: Model) -> pb.Model:
-        return pb.Model(
-            reference=model.reference,
-            root=self._model.name,
-            parent=model.parent,
-            digest=model.digest,
-            version=model.version,
-            state=MODEL_STATES[model.state],
-            failure=model.failure,
-            size_bytes=model.size_bytes,
-            rank=model.rank,
-            pinned=model.is_pinned,
-        )
-
-    async def _prompt_ids(self, request: pb.GenerateRequest) -> tuple[int, ...]:
-        kind = request.WhichOneof("prompt")
-        if kind is None:
-            raise InvalidRequest("prompt: expected text, token_ids or chat, found none", field="prompt")
-        if kind == "token_ids":
-            ids = self._check_ids(request.token_ids.ids, "token_ids")
-        else:
-            is_chat = kind == "chat"
-            text = self._render(request.chat) if is_chat else request.text
-            ids = await self._encode(text, is_rendered=is_chat)
-        if not ids:
-            raise InvalidRequest("prompt: expected at least one token, found an empty prompt", field="prompt")
-        if len(ids) >= self._model.max_context:
-            raise PromptTooLong(
-                f"prompt: expected fewer than {self._model.max_context} tokens, so that one can be answered; "
-                f"found {len(ids)}",
-                field="prompt",
-            )
-        return tuple(ids)
-
-    def _render(self, chat: pb.Chat) -> str:
-        if not chat.messages:
-            raise InvalidRequest("chat.messages: expected at least one message, found none", field="chat.messages")
-        if not any(message.content for message in chat.messages):
-            raise InvalidRequest("chat.messages: expected content, found empty messages only", field="chat.messages")
-        return self._tokenizer.render_chat(
-            [{"role": message.role, "content": message.content} for message in chat.messages],
-            tools=[MessageToDict(tool) for tool in chat.tools] or None,
-            continue_final_message=chat.continue_final_message,
-        )
-
-    async def _encode(self, text: str, *, is_rendered: bool = False) -> list[int]:
-        encode = self._tokenizer.encode_rendered if is_rendered else self._tokenizer.encode
-        return encode(text) if len(text) <= INLINE_CHARS else await asyncio.to_thread(encode, text)
-
-    def _check_ids(self, ids: Collection[int], field: str) -> list[int]:
-        largest = max(ids, default=0)
-        if largest >= self._model.vocab_size:
-            raise InvalidRequest(f"{field}: expected ids below {self._model.vocab_size}, found {largest}", field=field)
-        return list(ids)
-
-    def _sampling(self, request: pb.GenerateRequest, prompt_tokens: int) -> SamplingParams:
-        sampling, stop = request.sampling, request.stop
-        self._check_ids(sampling.logit_bias.keys(), "sampling.logit_bias")
-        if request.priority:
-            raise NotImplementedYet("priority is not part of this release", field="priority")
-        room = self._model.max_context - prompt_tokens
-        return SamplingParams(
-            max_tokens=min(stop.max_tokens, room) if stop.HasField("max_tokens") else room,
-            temperature=sampling.temperature if sampling.HasField("temperature") else 0.0,
-            top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            typical_p=sampling.typical_p if sampling.HasField("typical_p") else 1.0,
-            repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            logit_bias=tuple(sorted(sampling.logit_bias.items())),
-            min_tokens=stop.min_tokens,
-            seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
-            logprobs=request.logprobs if request.HasField("logprobs") else None,
-        )
 
     async def _lease(self, request: pb.GenerateRequest, request_id: str) -> tuple[list[pb.ServedAdapter], list[Lease]]:
         """Leases on every adapter of the request, or on none; the id chooses the sides of split aliases."""
@@ -387,68 +276,10 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                     wait=request.adapter_loading != pb.ADAPTER_LOADING_REFUSE,
                 )
                 leases.append(lease)
-                served.append(_served(version, weight))
+                served.append(messages.served(version, weight))
             check_composition([(lease, one.weight) for lease, one in zip(leases, served, strict=True)])
         except BaseException:
             for lease in leases:
                 lease.release()
             raise
         return served, leases
-
-
-def _stop_strings(strings: Sequence[str]) -> list[str]:
-    if len(strings) > MAX_STOP_STRINGS:
-        raise InvalidRequest(
-            f"stop.strings: expected at most {MAX_STOP_STRINGS}, found {len(strings)}", field="stop.strings"
-        )
-    if any(not 0 < len(string) <= MAX_STOP_CHARS for string in strings):
-        raise InvalidRequest(
-            f"stop.strings: expected 1 to {MAX_STOP_CHARS} characters in each, found one outside", field="stop.strings"
-        )
-    return list(strings)
-
-
-def _served(version: Version, weight: float) -> pb.ServedAdapter:
-    return pb.ServedAdapter(adapter=version.adapter, version=version.number, digest=version.digest, weight=weight)
-
-
-def _chunk(piece: Piece) -> pb.TokenChunk:
-    return pb.TokenChunk(
-        index=piece.index,
-        token_ids=[token.token_id for token in piece.tokens],
-        text=piece.text,
-        logprobs=[_logprob(token, token.logprob) for token in piece.tokens if token.logprob is not None],
-    )
-
-
-def _logprob(token: Token, logprob: float) -> pb.TokenLogprob:
-    alternatives = [pb.AlternativeToken(token_id=id_, logprob=value) for id_, value in token.alternatives]
-    return pb.TokenLogprob(token_id=token.token_id, logprob=logprob, alternatives=alternatives)
-
-
-def _finished(
-    answer: Answer, end: Finished | None, prompt_tokens: int, arrival_s: float, first_token_s: float
-) -> pb.Finished:
-    """`end` is None when a stop string was found before the engine knew."""
-    if answer.stop_string:
-        reason = pb.FINISH_REASON_STOP_STRING
-    else:
-        assert end is not None, "expected the engine to end an answer that no stop string ended"
-        reason = FINISH_REASONS[end.reason]
-    return pb.Finished(
-        reason=reason,
-        stop_string=answer.stop_string,
-        prompt_tokens=prompt_tokens,
-        output_tokens=answer.num_tokens,
-        timings=pb.Timings(
-            queued=_duration(end.queued_s) if end else None,
-            first_token=_duration(first_token_s),
-            total=_duration(time.monotonic() - arrival_s),
-        ),
-    )
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

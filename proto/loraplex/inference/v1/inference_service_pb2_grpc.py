@@ -113,9 +113,10 @@ class InferenceServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-        prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
-        requests or in tokens. Adapter errors.
+        """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
+        the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
+        context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
+        rate is used up. Adapter errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,7 +158,7 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadAdapter(self, request, context):
-        """LoadAdapter loads a version now, so that the first request for it need not wait. Adapter errors.
+        """LoadAdapter brings a version nearer now, so that the first request for it need not wait. Adapter errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

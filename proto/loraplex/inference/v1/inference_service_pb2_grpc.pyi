@@ -43,9 +43,10 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]
-    """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-    prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
-    requests or in tokens. Adapter errors.
+    """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
+    the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
+    context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
+    rate is used up. Adapter errors.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
@@ -58,7 +59,7 @@ class InferenceServiceStub:
     GetWorker: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetWorkerRequest, _inference_service_pb2.GetWorkerResponse]
     """GetWorker returns what the worker runs and how busy it is."""
     LoadAdapter: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.LoadAdapterRequest, _inference_service_pb2.LoadAdapterResponse]
-    """LoadAdapter loads a version now, so that the first request for it need not wait. Adapter errors."""
+    """LoadAdapter brings a version nearer now, so that the first request for it need not wait. Adapter errors."""
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.UnloadAdapterRequest, _inference_service_pb2.UnloadAdapterResponse]
     """UnloadAdapter frees an adapter's memory once no request uses it. NOT_FOUND: not loaded."""
     PinAdapter: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.PinAdapterRequest, _inference_service_pb2.PinAdapterResponse]
@@ -85,9 +86,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-    prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
-    requests or in tokens. Adapter errors.
+    """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
+    the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
+    context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
+    rate is used up. Adapter errors.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
@@ -100,7 +102,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     GetWorker: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetWorkerRequest, _inference_service_pb2.GetWorkerResponse]  # type: ignore[assignment]
     """GetWorker returns what the worker runs and how busy it is."""
     LoadAdapter: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.LoadAdapterRequest, _inference_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
-    """LoadAdapter loads a version now, so that the first request for it need not wait. Adapter errors."""
+    """LoadAdapter brings a version nearer now, so that the first request for it need not wait. Adapter errors."""
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.UnloadAdapterRequest, _inference_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """UnloadAdapter frees an adapter's memory once no request uses it. NOT_FOUND: not loaded."""
     PinAdapter: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.PinAdapterRequest, _inference_service_pb2.PinAdapterResponse]  # type: ignore[assignment]
@@ -130,9 +132,10 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.GenerateResponse], _abc.AsyncIterator[_inference_service_pb2.GenerateResponse]]:
-        """Generate streams one answer: Started, TokenChunks, Finished. INVALID_ARGUMENT: a bad prompt or parameter, or a
-        prompt longer than the context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in
-        requests or in tokens. Adapter errors.
+        """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
+        the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
+        context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
+        rate is used up. Adapter errors.
         """
 
     @_abc_1.abstractmethod
@@ -181,7 +184,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.LoadAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.LoadAdapterResponse, _abc.Awaitable[_inference_service_pb2.LoadAdapterResponse]]:
-        """LoadAdapter loads a version now, so that the first request for it need not wait. Adapter errors."""
+        """LoadAdapter brings a version nearer now, so that the first request for it need not wait. Adapter errors."""
 
     @_abc_1.abstractmethod
     def UnloadAdapter(
