@@ -124,7 +124,7 @@ def _measure(sides: dict[str, Callable[[], object]]) -> dict[str, Timing]:
     for index in range(ROUNDS + 3):  # the first three warm up
         for name, side in sides.items():
             flush.zero_()
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             side()
             end.record()

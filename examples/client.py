@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
@@ -38,12 +39,11 @@ def main() -> None:
 
 def reason(error: grpc.RpcError) -> str:
     """The stable word for what went wrong, such as ADAPTER_NOT_FOUND: what a program should branch on."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            for detail in status_pb2.Status.FromString(value).details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info):
-                    return str(info.reason)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # what a stub raises is its call as well
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
     return "no reason given"
 
 

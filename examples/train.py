@@ -46,7 +46,7 @@ def main() -> None:
         optimizer.zero_grad()
         if step % 10 == 9:
             print(f"step {step + 1} of {STEPS}: loss {loss.item():.3f}", flush=True)
-    model.save_pretrained(out)
+    model.save_pretrained(str(out))
     print(f"saved to {out}")
 
 
