@@ -27,6 +27,7 @@ from inference.engine.kv_cache import KVCache, block_bytes
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.errors import EngineFailed, InvalidRequest
+from inference.generation import Generation
 from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
@@ -34,6 +35,7 @@ from inference.lora.loader import Adapters
 from inference.lora.slots import Slots
 from inference.metrics import Metrics
 from inference.models.llama import Llama
+from inference.requests import RequestReader
 from inference.resolver.cache import FileCache
 from inference.resolver.filesystem import FilesystemResolver
 from inference.resolver.registry import RegistryResolver
@@ -154,14 +156,26 @@ async def run(settings: Settings) -> None:
                     adapters=(),
                 ),
             )
+        reader = RequestReader(model, core.tokenizer)
+        generation = Generation(
+            model=model,
+            tokenizer=core.tokenizer,
+            reader=reader,
+            desk=desk,
+            engine=core.engine,
+            streams=core.streams,
+            metrics=_metrics(settings, core.engine, core.adapters, stack),
+            revision=lambda: found.table.revision,
+        )
         service = InferenceService(
             model=model,
             tokenizer=core.tokenizer,
+            reader=reader,
+            generation=generation,
             desk=desk,
             engine=core.engine,
             adapters=core.adapters,
             streams=core.streams,
-            metrics=_metrics(settings, core.engine, core.adapters, stack),
             catalog=Catalog(
                 model.name,
                 model.digest,
