@@ -14,6 +14,8 @@ RECONNECT: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.min_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 3_000),
+    # Channels of one process would share connections, and a new one then waits out the back-off of another.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
