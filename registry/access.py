@@ -160,6 +160,10 @@ Moment = tuple[int, int]
 """The newest revision that was heard of, and how many tokens this process had ended."""
 
 
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class Access:
     """The registry's gate."""
 
@@ -170,11 +174,14 @@ class Access:
         listener: Listener,
         *,
         client_grants: Mapping[str, Grant] | None = None,
+        now: Callable[[], datetime] = _utc_now,
     ) -> None:
+        """`now` is the clock that tokens expire by."""
         self._security = security
         self._tokens = tokens
         self._listener = listener
         self._client_grants = client_grants or {}
+        self._now = now
         # By hash: the token, and the moment and the time at which it was read.
         self._kept: OrderedDict[str, tuple[Token, Moment, datetime]] = OrderedDict()
         # Reads on their way: a thousand watches with one token ask once about a new revision.
@@ -215,7 +222,7 @@ class Access:
 
         What this process ended, it knows at once; what another one ended, when the listener hears of it.
         """
-        now = datetime.now(UTC)
+        now = self._now()
         # The moment is taken before the token is read, so that a change in between makes it be read again.
         status = self._listener.status
         moment = (-1 if status is None else status.revision, self._tokens.num_ended)

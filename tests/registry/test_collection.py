@@ -114,10 +114,18 @@ async def test_a_file_is_noted_before_or_after_a_batch_and_never_within(settings
     async with uses.unneeded([digest], grace_s=0) as unneeded:
         assert unneeded == [digest]
         noting = asyncio.create_task(uses.note([digest]))
-        await asyncio.wait({noting}, timeout=0.2)
+        await wait_for_lock(settings.database_url)
         assert not noting.done()
         await store.remove(digest)
     await noting
     assert await store.missing([(digest, 1)]) == [digest]
     assert (await collect(store, uses, grace_s=0, dry_run=False)).count == 0
     await database.close()
+
+
+async def wait_for_lock(url: str) -> None:
+    """Until some connection waits for another one's lock."""
+    connection = await psycopg.AsyncConnection.connect(connection_string(url), autocommit=True)
+    async with connection, asyncio.timeout(20):
+        while await (await connection.execute("SELECT 1 FROM pg_locks WHERE NOT granted")).fetchone() is None:
+            pass
