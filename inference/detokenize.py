@@ -15,12 +15,14 @@ import codecs
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from inference.errors import BaseModelRefused
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 REPLACEMENT = "\ufffd"
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8; no character begins with one
 
 TokenText = Callable[[int], str | None]
 """The text of a token id as the vocabulary spells it, or None for an id that decoding leaves out."""
@@ -35,16 +37,32 @@ class IncrementalDecoder(Protocol):
     def finish(self) -> str:
         """The rest, in which unfinished characters are U+FFFD."""
 
+    def forget(self) -> None:
+        """Takes what was pushed as said already: of it, only what completes an open character is given out later."""
 
-def decoder_factory(spec: object, token_text: TokenText) -> Callable[[], IncrementalDecoder]:
-    """What makes the decoders of a tokenizer, from the `decoder` object of its tokenizer.json.
+
+class Spelling(Protocol):
+    """How the tokens of a vocabulary spell text."""
+
+    def token_bytes(self, token: str) -> bytes:
+        """What a token adds to the bytes of a text, without what a decoder does at the text's beginning."""
+
+    def decoder(self, token_text: TokenText) -> IncrementalDecoder:
+        """Decodes a text of its own: what the tokenizer put at its beginning is taken away."""
+
+    def exact_decoder(self, token_text: TokenText) -> IncrementalDecoder:
+        """Decodes the bytes of the tokens and takes nothing away."""
+
+
+def read_spelling(spec: object) -> Spelling:
+    """The spelling of a tokenizer, from the `decoder` object of its tokenizer.json.
 
     Raises BaseModelRefused on any other decoder, naming its steps.
     """
     steps = _steps(spec)
     names = [str(step.get("type")) for step in steps]
     if names == ["ByteLevel"]:
-        return functools.partial(ByteLevelDecoder, token_text)
+        return ByteLevel()
     if names in (["Replace", "ByteFallback", "Fuse"], ["Replace", "ByteFallback", "Fuse", "Strip"]):
         strip = steps[3] if len(steps) == 4 else {"content": "", "start": 0, "stop": 0}
         match steps[0], strip:
@@ -52,77 +70,131 @@ def decoder_factory(spec: object, token_text: TokenText) -> Callable[[], Increme
                 {"pattern": {"String": str(mark)}, "content": str(space)},
                 {"content": str(strip_char), "start": int(strip_count), "stop": 0},
             ):
-                return functools.partial(
-                    SentencePieceDecoder,
-                    token_text,
-                    mark=mark,
-                    space=space,
-                    strip_char=strip_char,
-                    strip_count=strip_count,
-                )
+                return SentencePiece(mark, space, strip_char, strip_count)
     raise BaseModelRefused(
         "tokenizer.json: expected the decoder ByteLevel, or Replace, ByteFallback, Fuse and Strip at the start; "
         f"found {', '.join(names) or 'none'}"
     )
 
 
-class ByteLevelDecoder:
-    """Decodes tokens that are bytes, each byte spelled as one visible character (the GPT-2 vocabulary's way)."""
+@dataclass(frozen=True, slots=True)
+class ByteLevel:
+    """Tokens are bytes, each byte spelled as one visible character (the GPT-2 vocabulary's way)."""
 
-    def __init__(self, token_text: TokenText) -> None:
+    def token_bytes(self, token: str) -> bytes:
+        table = _byte_of_char()
+        try:
+            return bytes([table[char] for char in token])
+        except KeyError:  # an added token that spells no bytes is its own text
+            return token.encode("utf-8")
+
+    def decoder(self, token_text: TokenText) -> IncrementalDecoder:
+        return ByteLevelDecoder(self, token_text)
+
+    def exact_decoder(self, token_text: TokenText) -> IncrementalDecoder:
+        return ByteLevelDecoder(self, token_text)
+
+
+class ByteLevelDecoder:
+    """Decodes a stream of UTF-8."""
+
+    def __init__(self, spelling: ByteLevel, token_text: TokenText) -> None:
+        self._spelling = spelling
         self._token_text = token_text
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         token = self._token_text(token_id)
-        return "" if token is None else self._utf8.decode(_token_bytes(token))
+        return "" if token is None else self._utf8.decode(self._spelling.token_bytes(token))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
 
+    def forget(self) -> None:
+        """Only an open character is kept, and it is given out once it is whole."""
 
-class SentencePieceDecoder:
-    """Decodes tokens that are text: `mark` stands for `space`, <0xNN> for a byte.
 
-    Of the whole text the first `strip_count` characters go if they are `strip_char`: the tokenizer put them there.
+@dataclass(frozen=True, slots=True)
+class SentencePiece:
+    """Tokens are text: `mark` stands for `space`, <0xNN> for a byte.
+
+    Of a whole text the first `strip_count` characters go if they are `strip_char`: the tokenizer put them there.
     """
 
-    def __init__(self, token_text: TokenText, *, mark: str, space: str, strip_char: str, strip_count: int) -> None:
+    mark: str
+    space: str
+    strip_char: str
+    strip_count: int
+
+    def text(self, token: str) -> str:
+        """A token's text or its <0xNN>. The space is put in first, as in the tokenizer's own order of steps."""
+        return token.replace(self.mark, self.space)
+
+    def token_bytes(self, token: str) -> bytes:
+        text = self.text(token)
+        byte = BYTE_TOKEN.fullmatch(text)
+        return bytes([int(byte[1], 16)]) if byte else text.encode("utf-8")
+
+    def decoder(self, token_text: TokenText) -> IncrementalDecoder:
+        return SentencePieceDecoder(self, token_text, strip_count=self.strip_count)
+
+    def exact_decoder(self, token_text: TokenText) -> IncrementalDecoder:
+        return SentencePieceDecoder(self, token_text, strip_count=0)
+
+
+class SentencePieceDecoder:
+    """Decodes text and runs of bytes, each run at its end."""
+
+    def __init__(self, spelling: SentencePiece, token_text: TokenText, *, strip_count: int) -> None:
+        self._spelling = spelling
         self._token_text = token_text
-        self._mark = mark
-        self._space = space
-        self._strip_char = strip_char
         self._strip_left = strip_count
-        self._bytes = bytearray()
+        self._run = bytearray()
+        self._said = 0
+        """Bytes of the run whose text was given out before."""
 
     def push(self, token_id: int) -> str:
         token = self._token_text(token_id)
         if token is None:
             return ""
-        # The space is put in first, as in the tokenizer's own order of steps.
-        text = token.replace(self._mark, self._space)
+        text = self._spelling.text(token)
         if byte := BYTE_TOKEN.fullmatch(text):
-            self._bytes.append(int(byte[1], 16))
+            self._run.append(int(byte[1], 16))
             return ""
         return self._stripped(self._end_of_run() + text)
 
     def finish(self) -> str:
         return self._stripped(self._end_of_run())
 
-    def _end_of_run(self) -> str:
-        run = bytes(self._bytes)
-        self._bytes.clear()
+    def forget(self) -> None:
+        """Of an open run, its whole characters were said."""
+        # What was pushed may begin in the middle of a text, and so of a character, whose bytes spoil the run.
+        self._run = self._run.lstrip(CONTINUATION_BYTES)
         try:
-            return run.decode("utf-8")
+            bytes(self._run).decode("utf-8")
+        except UnicodeDecodeError as error:
+            is_open = error.reason == "unexpected end of data"
+            self._said = error.start if is_open else len(self._run)
+        else:
+            self._said = len(self._run)
+
+    def _end_of_run(self) -> str:
+        run, said = bytes(self._run), self._said
+        self._run.clear()
+        self._said = 0
+        try:
+            run.decode("utf-8")
+            return run[said:].decode("utf-8")
         except UnicodeDecodeError:
-            return REPLACEMENT * len(run)
+            return REPLACEMENT * (len(run) - said)
 
     def _stripped(self, text: str) -> str:
+        char = self._spelling.strip_char
         while self._strip_left and text:
-            if not text.startswith(self._strip_char):
+            if not text.startswith(char):
                 self._strip_left = 0
                 break
-            text = text[len(self._strip_char) :]
+            text = text[len(char) :]
             self._strip_left -= 1
         return text
 
@@ -178,15 +250,6 @@ def _steps(spec: object) -> list[Mapping[str, object]]:
     if spec.get("type") == "Sequence":
         return [step for inner in spec.get("decoders", []) for step in _steps(inner)]
     return [spec]
-
-
-def _token_bytes(token: str) -> bytes:
-    """The bytes that a ByteLevel token spells; an added token that spells none is its own text."""
-    table = _byte_of_char()
-    try:
-        return bytes([table[char] for char in token])
-    except KeyError:
-        return token.encode("utf-8")
 
 
 @functools.cache

@@ -7,6 +7,7 @@ tokenizer itself, without the clean-up of spaces that transformers may add: it c
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import tokenizers
 
 from inference.chat import ChatTemplate, Message
-from inference.detokenize import IncrementalDecoder, StopStrings, decoder_factory
+from inference.detokenize import IncrementalDecoder, Spelling, StopStrings, read_spelling
 from inference.errors import BaseModelRefused
 
 __all__ = ["IncrementalDecoder", "StopStrings", "Tokenizer"]
@@ -24,14 +25,18 @@ class Tokenizer:
     """The tokenizer of one model; safe to share between threads. `eos_ids` are the tokens that end an answer."""
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, chat_template: ChatTemplate, *, decoder: object, eos_ids: frozenset[int]
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        chat_template: ChatTemplate,
+        *,
+        spelling: Spelling,
+        eos_ids: frozenset[int],
     ) -> None:
         self.eos_ids = eos_ids
+        self._spelling = spelling
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._with_special = decoder_factory(decoder, tokenizer.id_to_token)
-        self._without_special = decoder_factory(decoder, self._text_token)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -49,7 +54,7 @@ class Tokenizer:
         return cls(
             tokenizer,
             ChatTemplate.load(folder, settings, special_tokens),
-            decoder=raw.get("decoder"),
+            spelling=read_spelling(raw.get("decoder")),
             eos_ids=_eos_ids(folder, tokenizer, special_tokens),
         )
 
@@ -90,12 +95,24 @@ class Tokenizer:
         """A decoder of one answer. Its pieces together are `decode` of the answer, or what the answer adds to `after`.
 
         `after` matters to tokenizers whose decoder drops the first space of a text: an answer that goes on with a plain
-        prompt's last word keeps its space.
+        prompt's last word keeps its space. It also holds the beginning of a character that the answer may complete.
         """
-        decoder = self._without_special() if skip_special_tokens else self._with_special()
+        decoder = self._spelling.decoder(self._text_token if skip_special_tokens else self._tokenizer.id_to_token)
         for token_id in after:
             decoder.push(token_id)
+        decoder.forget()
         return decoder
+
+    def exact_decoder(self) -> IncrementalDecoder:
+        """A decoder of one answer whose text is the bytes of `vocabulary`, with no space taken from its beginning."""
+        return self._spelling.exact_decoder(self._text_token)
+
+    @functools.cached_property
+    def vocabulary(self) -> tuple[bytes, ...]:
+        """What each token id adds to a text; empty for a special token, and for an id that is none."""
+        size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        texts = map(self._text_token, range(size))
+        return tuple(b"" if text is None else self._spelling.token_bytes(text) for text in texts)
 
     def _text_token(self, token_id: int) -> str | None:
         return None if token_id in self._special_ids else self._tokenizer.id_to_token(token_id)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from inference.detokenize import StopStrings, decoder_factory
+from inference.detokenize import StopStrings, read_spelling
 from inference.errors import BaseModelRefused
 
 
@@ -67,7 +67,7 @@ TOKENIZERS = {
 def make_decoder(tokenizer):
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     spec = json.loads(tokenizer.to_str())["decoder"]
-    return decoder_factory(spec, lambda i: None if i in special else tokenizer.id_to_token(i))()
+    return read_spelling(spec).decoder(lambda i: None if i in special else tokenizer.id_to_token(i))
 
 
 def pieces_of(tokenizer, ids):
@@ -87,15 +87,15 @@ def test_the_pieces_together_are_the_text_of_all_ids(name, data):
 @given(text=st.text(max_size=30))
 def test_valid_text_never_shows_a_replacement_character_on_the_way(name, text):
     tokenizer = TOKENIZERS[name]
-    first = "<0x00>" if name != "byte level" else "Ā"
-    zero = tokenizer.token_to_id(first)
-    ids = [zero + byte for byte in text.encode()] if name != "byte level" else byte_ids(tokenizer, text)
-    pieces = pieces_of(tokenizer, ids)
+    pieces = pieces_of(tokenizer, spell_in_bytes(tokenizer, text))
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-def byte_ids(tokenizer, text):
+def spell_in_bytes(tokenizer, text):
+    """A token for each byte of the text."""
+    if (zero := tokenizer.token_to_id("<0x00>")) is not None:
+        return [zero + byte for byte in text.encode()]
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     return [tokenizer.token_to_id(char) for part, _ in spelled for char in part]
 
@@ -103,14 +103,22 @@ def byte_ids(tokenizer, text):
 def test_a_character_comes_with_its_last_byte():
     tokenizer = TOKENIZERS["byte level"]
     decoder = make_decoder(tokenizer)
-    assert [decoder.push(token_id) for token_id in byte_ids(tokenizer, "a😀é")] == ["a", "", "", "", "😀", "", "é"]
+    assert [decoder.push(token_id) for token_id in spell_in_bytes(tokenizer, "a😀é")] == [
+        "a",
+        "",
+        "",
+        "",
+        "😀",
+        "",
+        "é",
+    ]
     assert decoder.finish() == ""
 
 
 def test_a_character_that_never_ends_is_replaced_at_the_end():
     tokenizer = TOKENIZERS["byte level"]
     decoder = make_decoder(tokenizer)
-    assert [decoder.push(token_id) for token_id in byte_ids(tokenizer, "😀")[:2]] == ["", ""]
+    assert [decoder.push(token_id) for token_id in spell_in_bytes(tokenizer, "😀")[:2]] == ["", ""]
     assert decoder.finish() == "\ufffd"
 
 
@@ -126,6 +134,80 @@ def test_a_run_of_byte_tokens_waits_for_its_end():
         "😀a",
         "",
     ]
+
+
+EDGES = {
+    "a family joined by ZWJ": "👩\u200d👩\u200d👧\u200d👦!",
+    "a flag of tags": "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+    "a skin tone": "👍🏽👍",
+    "stacked marks": "Z\u0351\u036b\u0343a\u0323\u0302",
+    "conjoining jamo": "\u1112\u1161\u11ab",
+    "Devanagari": "क्षत्रिय",
+    "right to left with marks": "שָׁלוֹם \u202eabc\u202c",
+    "a byte order mark inside": "a\ufeffb",
+    "the last code point": "\U0010ffff\U00010000",
+    "nul and newlines": "\x00\r\n\u2028\u0085",
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("cut", range(4))
+def test_an_answer_may_begin_anywhere_in_a_text(name, edge, cut):
+    """The first part was said, the second is the answer; the cut may lie within a character."""
+    tokenizer, text = TOKENIZERS[name], EDGES[edge]
+    ids = spell_in_bytes(tokenizer, text)
+    cut = len(ids) * cut // 4
+    said = text.encode()[:cut].decode(errors="ignore")
+    decoder = make_decoder(tokenizer)
+    for token_id in ids[:cut]:
+        decoder.push(token_id)
+    decoder.forget()
+    answer = "".join(map(decoder.push, ids[cut:])) + decoder.finish()
+    assert said + answer == tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(before=st.text(max_size=10), after=st.text(max_size=10))
+def test_what_was_said_before_an_answer_is_not_said_again(name, before, after):
+    tokenizer = TOKENIZERS[name]
+    first, second = spell_in_bytes(tokenizer, before), spell_in_bytes(tokenizer, after)
+    decoder = make_decoder(tokenizer)
+    for token_id in first:
+        decoder.push(token_id)
+    decoder.forget()
+    answer = "".join(map(decoder.push, second)) + decoder.finish()
+    assert tokenizer.decode(first) + answer == tokenizer.decode([*first, *second])
+
+
+def test_what_was_said_may_begin_within_a_character():
+    tokenizer = TOKENIZERS["sentence piece"]
+    decoder = make_decoder(tokenizer)
+    for token_id in spell_in_bytes(tokenizer, "日本語" * 9)[-16:]:
+        decoder.push(token_id)
+    decoder.forget()
+    assert "".join(map(decoder.push, spell_in_bytes(tokenizer, "日本"))) + decoder.finish() == "日本"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(data=st.data())
+def test_the_bytes_of_the_tokens_are_the_text_with_nothing_taken_from_its_beginning(name, data):
+    tokenizer = TOKENIZERS[name]
+    spelling = read_spelling(json.loads(tokenizer.to_str())["decoder"])
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=40))
+    ids = [token_id for token_id in ids if token_id not in special]
+    exact = spelling.exact_decoder(tokenizer.id_to_token)
+    text = "".join(map(exact.push, ids)) + exact.finish()
+    spelled = b"".join(spelling.token_bytes(tokenizer.id_to_token(token_id)) for token_id in ids)
+    try:
+        assert text == spelled.decode()
+    except UnicodeDecodeError:
+        assert "\ufffd" in text
+    if name == "sentence piece":
+        assert text.removeprefix(" ") == tokenizer.decode(ids)
+    else:
+        assert text == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +228,7 @@ def test_a_run_of_byte_tokens_waits_for_its_end():
 )
 def test_another_decoder_is_refused(spec):
     with pytest.raises(BaseModelRefused, match="expected the decoder ByteLevel"):
-        decoder_factory(spec, str)
+        read_spelling(spec)
 
 
 def cut_at_first_stop(text, strings):
