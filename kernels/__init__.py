@@ -17,9 +17,10 @@ from torch import Tensor
 from kernels.device import choose_device
 from kernels.errors import KernelError, UnsupportedDevice, UnsupportedTensor
 from kernels.segments import Segments, group
-from kernels.site import Affine, Site, Vectors
+from kernels.site import MAX_RANK, Affine, Site, Vectors
 
 __all__ = [
+    "MAX_RANK",
     "Affine",
     "KernelError",
     "Segments",

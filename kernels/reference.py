@@ -3,6 +3,8 @@
 Written to be read, not to be fast: it loops over segments, sequences and heads' groups, converts to float32 before any
 arithmetic and rounds once at the end. It checks nothing; `kernels` does before it calls.
 
+A batch may be padded (kernels.segments.Grouping): what belongs to no row keeps every bit.
+
 Letters: T rows, S segments, M entries, N slots, P parts, R the ranks' sum of a slot, D_in and D_out features,
 B sequences, H query heads, H_kv key heads, D head size.
 """
@@ -65,7 +67,7 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
                 factor = segments.weights[begin:end, None] * site.scales[slot, part]
                 total[rows, first:last] += (factor * s[begin:end, column : column + rank]) @ b
             column += rank
-    rows = segments.rows.long()
+    rows = segments.rows[: int(segments.starts[-1])].long()
     y[rows] = total[rows].to(y.dtype)
 
 
@@ -98,11 +100,12 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tens
     """Scatters keys and values to their positions: k_cache.flat[index[t]] = k[t], and so for v.
 
     Shapes: k, v [T, H_kv, D]; k_cache, v_cache [num_blocks, block_size, H_kv, D], whose first two dimensions index
-    counts through; index int64 [T], distinct. Mutates: k_cache, v_cache. Raises: nothing.
-    Source: paged KV cache, Kwon et al. (arXiv 2309.06180).
+    counts through; index int64 [T], distinct, or -1 for a row that pads a batch and goes nowhere.
+    Mutates: k_cache, v_cache. Raises: nothing. Source: paged KV cache, Kwon et al. (arXiv 2309.06180).
     """
-    k_cache.flatten(0, 1)[index] = k
-    v_cache.flatten(0, 1)[index] = v
+    is_kept = index >= 0
+    k_cache.flatten(0, 1)[index[is_kept]] = k[is_kept]
+    v_cache.flatten(0, 1)[index[is_kept]] = v[is_kept]
 
 
 def attend(
@@ -192,7 +195,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def _segments(segments: Segments) -> list[tuple[int, int, int]]:
     """(first entry, entry after the last, slot) of each segment."""
     starts = segments.starts.tolist()
-    return list(zip(starts[:-1], starts[1:], segments.slots.tolist(), strict=True))
+    spans = zip(starts[:-1], starts[1:], segments.slots.tolist(), strict=True)
+    return [(begin, end, slot) for begin, end, slot in spans if end > begin]
 
 
 def _rank_rows(arena: Tensor, start: int, rank: int, width: int) -> Tensor:

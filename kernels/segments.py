@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from kernels.transfer import send
+
+_Number = TypeVar("_Number", np.int32, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,55 @@ class Segments:
         return self.rows.shape[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Segments still on the host: arrays of the same names, dtypes and shapes.
+
+    One that is `padded` to a bucket has entries, segments and rows that stand for nothing: entries with rows and
+    segment_of -1, segments and rows without an entry. Ops pass over them.
+    """
+
+    rows: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    starts: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    segment_of: NDArray[np.int32]
+    by_row: NDArray[np.int32]
+    row_starts: NDArray[np.int32]
+    is_composed: bool
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.generic], ...]:
+        return (self.rows, self.weights, self.starts, self.slots, self.segment_of, self.by_row, self.row_starts)
+
+    @property
+    def num_entries(self) -> int:
+        return self.rows.size
+
+    @property
+    def num_segments(self) -> int:
+        return self.slots.size
+
+    def padded(self, *, num_entries: int, num_segments: int, num_rows: int) -> Grouping:
+        """The same in arrays of M = num_entries, S = num_segments and U = num_rows, each at least what it has."""
+        end = self.num_entries
+        return Grouping(
+            rows=_pad(self.rows, num_entries, -1),
+            weights=_pad(self.weights, num_entries, 0),
+            starts=_pad(self.starts, num_segments + 1, end),
+            slots=_pad(self.slots, num_segments, 0),  # a slot whose tables may be read; nothing is done with it
+            segment_of=_pad(self.segment_of, num_entries, -1),
+            by_row=_pad(self.by_row, num_entries, -1),
+            row_starts=_pad(self.row_starts, num_rows + 1, end),
+            is_composed=self.is_composed,
+        )
+
+    def restore(self, tensors: Sequence[torch.Tensor]) -> Segments:
+        """Segments of tensors that hold `arrays`."""
+        rows, weights, starts, slots, segment_of, by_row, row_starts = tensors
+        return Segments(rows, weights, starts, slots, segment_of, by_row, row_starts, is_composed=self.is_composed)
+
+
 def group(uses: Sequence[Sequence[tuple[int, float]]], *, device: torch.device | str = "cpu") -> Segments | None:
     """Groups the rows of a batch; `uses[t]` are row t's (slot, weight) pairs, empty for the base model.
 
@@ -49,13 +104,12 @@ def group(uses: Sequence[Sequence[tuple[int, float]]], *, device: torch.device |
     rows = np.fromiter((t for t, row in enumerate(uses) for _ in row), dtype=np.int32)
     slots = np.fromiter((slot for row in uses for slot, _ in row), dtype=np.int32, count=rows.size)
     weights = np.fromiter((weight for row in uses for _, weight in row), dtype=np.float32, count=rows.size)
-    return group_entries(rows, slots, weights, device=device)
+    grouping = group_entries(rows, slots, weights)
+    return None if grouping is None else grouping.restore(send(grouping.arrays, device))
 
 
-def group_entries(
-    rows: np.ndarray, slots: np.ndarray, weights: np.ndarray, *, device: torch.device | str = "cpu"
-) -> Segments | None:
-    """`group` for entries as arrays: int32 [M], int32 [M], float32 [M], in the order of the rows."""
+def group_entries(rows: NDArray[np.int32], slots: NDArray[np.int32], weights: NDArray[np.float32]) -> Grouping | None:
+    """`group` for entries as arrays [M], in the order of the rows; on the host still."""
     if rows.size == 0:
         return None
     if slots.min() < 0:
@@ -71,31 +125,33 @@ def group_entries(
     heads = np.flatnonzero(np.r_[True, slots[1:] != slots[:-1]])
     by_row = np.argsort(rows, kind="stable")
     sorted_rows = rows[by_row]
-    columns = (
-        rows,
-        weights.view(np.int32),
-        np.r_[heads, rows.size],
-        slots[heads],
-        np.repeat(np.arange(heads.size), np.diff(heads, append=rows.size)),
-        by_row,
-        np.r_[np.flatnonzero(np.r_[True, sorted_rows[1:] != sorted_rows[:-1]]), rows.size],
-    )
-    moved = _move(columns, torch.device(device))
-    return Segments(
-        rows=moved[0],
-        weights=moved[1].view(torch.float32),
-        starts=moved[2],
-        slots=moved[3],
-        segment_of=moved[4],
-        by_row=moved[5],
-        row_starts=moved[6],
+    return Grouping(
+        rows=rows,
+        weights=weights,
+        starts=np.r_[heads, rows.size].astype(np.int32),
+        slots=slots[heads],
+        segment_of=np.repeat(np.arange(heads.size, dtype=np.int32), np.diff(heads, append=rows.size)),
+        by_row=by_row.astype(np.int32),
+        row_starts=np.r_[np.flatnonzero(np.r_[True, sorted_rows[1:] != sorted_rows[:-1]]), rows.size].astype(np.int32),
         is_composed=is_composed,
     )
 
 
-def _move(columns: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Arrays as int32 tensors, by one copy that nothing waits for. Torch keeps the pinned memory until it is done."""
-    packed = torch.from_numpy(np.concatenate(columns, dtype=np.int32, casting="same_kind"))
-    if device.type == "cuda":
-        packed = packed.pin_memory()
-    return list(torch.split(packed.to(device, non_blocking=True), [column.size for column in columns]))
+def group_rows(
+    rows: NDArray[np.int32],
+    slots: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    *,
+    wanted: NDArray[np.int64],
+    num_rows: int,
+) -> Grouping | None:
+    """`group_entries` of the batch that has only the rows `wanted`, distinct and in order, of a batch of `num_rows`."""
+    place = np.full(num_rows, -1, np.int32)
+    place[wanted] = np.arange(wanted.size)
+    is_kept = place[rows] >= 0
+    return group_entries(place[rows[is_kept]], slots[is_kept], weights[is_kept])
+
+
+def _pad(array: NDArray[_Number], size: int, value: int) -> NDArray[_Number]:
+    assert size >= array.size, f"expected room for {array.size}, found {size}"
+    return np.concatenate([array, np.full(size - array.size, value, array.dtype)])

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from kernels.errors import UnsupportedTensor
 
+MAX_RANK = 1536
+"""Of a slot's sum at a site: 512 for each of three parts. On CUDA 24 KB of shared memory beside 16 KB of sums."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:

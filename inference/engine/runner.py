@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from inference.adjustment import Adjustment
-from inference.engine.batch import Batch, build_batch
+from inference.engine.batch import Batch, HostBatch, lay_out
 from inference.engine.engine import RequestsFailed
 from inference.engine.kv_cache import KVCache
 from inference.engine.sequence import Chunk, Sampled, Sequence
@@ -34,14 +35,19 @@ class Runner:
     def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
         """One entry for each chunk that samples, in order; None where the logits are not finite numbers.
 
-        Raises RequestsFailed for requests whose slot does not hold the weights that they name; nothing is computed.
+        On a device nothing is waited for but the tokens. Raises RequestsFailed for requests whose slot does not hold
+        the weights that they name; nothing is computed.
         """
         self._check_owners(chunks)
-        uses = [(chunk.length, [(use.slot, use.weight) for use in chunk.sequence.request.uses]) for chunk in chunks]
-        cache = self._kv_cache
-        batch = build_batch(chunks, block_size=cache.block_size, lora=self._bank.lora_batch(uses), device=cache.device)
-        logits = self._model.forward(batch, cache)
+        batch = self._lay_out(chunks).send(self._kv_cache.device)
+        logits = self._model.forward(batch, self._kv_cache)
         return sample(logits, [_row(chunk) for chunk in chunks if chunk.samples])
+
+    def _lay_out(self, chunks: list[Chunk]) -> HostBatch:
+        host = lay_out(chunks, block_size=self._kv_cache.block_size)
+        uses = [(chunk.length, [(use.slot, use.weight) for use in chunk.sequence.request.uses]) for chunk in chunks]
+        lora = self._bank.lora_batch(uses, logit_rows=None if host.is_decode else host.logit_rows)
+        return dataclasses.replace(host, lora=lora)
 
     def _check_owners(self, chunks: list[Chunk]) -> None:
         owners = self._bank.owners

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from inference.lora.extents import Extent
 from inference.lora.slots import MAX_SLOTS
-from inference.lora.step import LoraStep
+from inference.lora.step import LoraPlan, Tables
 from inference.lora.weights import Layout
 from inference.models.sites import SiteShape
-from kernels.segments import group_entries
+from kernels.segments import group_entries, group_rows
 from kernels.site import Affine, Site
 
 
@@ -100,11 +100,16 @@ class Bank:
         """From here on no request may use the slot."""
         self.owners[slot] = None
 
-    def lora_batch(self, chunks: Sequence[tuple[int, Sequence[tuple[int, float]]]]) -> LoraStep | None:
+    def lora_batch(
+        self,
+        chunks: Sequence[tuple[int, Sequence[tuple[int, float]]]],
+        *,
+        logit_rows: NDArray[np.int64] | None = None,
+    ) -> LoraPlan | None:
         """What a step adds to the base model; made once and used at every site.
 
-        `chunks` are the batch's rows in order: so many rows, each with these (slot, weight) pairs. None when no row
-        uses a slot.
+        `chunks` are the batch's rows in order: so many rows, each with these (slot, weight) pairs. `logit_rows` are
+        those whose logits are wanted, distinct and in order; None for all. None when no row uses a slot.
         """
         uses = [(slot, weight, index) for index, (_, pairs) in enumerate(chunks) for slot, weight in pairs]
         if not uses:
@@ -115,16 +120,20 @@ class Bank:
         counts = lengths[chunk]
         total = int(counts.sum())
         within = np.arange(total, dtype=np.int32) - np.repeat(np.cumsum(counts) - counts, counts)
-        segments = group_entries(
+        entries = (
             (np.repeat(first_row[chunk], counts) + within).astype(np.int32),
             np.repeat(slots, counts).astype(np.int32),
             np.repeat(weights, counts).astype(np.float32),
-            device=self._arena.device,
         )
-        assert segments is not None
-        max_ranks: list[int] = self._rank_sums[slots].max(axis=0).tolist()
-        has_vectors: list[bool] = self._has_vectors[slots].any(axis=0).tolist()
-        return LoraStep(self._arena, self._sites, self._affines, segments, max_ranks, has_vectors)
+        grouping = group_entries(*entries)
+        assert grouping is not None
+        return LoraPlan(
+            Tables(self._arena, self._sites, self._affines),
+            grouping,
+            grouping if logit_rows is None else group_rows(*entries, wanted=logit_rows, num_rows=int(lengths.sum())),
+            max_ranks=tuple(self._rank_sums[slots].max(axis=0).tolist()),
+            has_vectors=tuple(self._has_vectors[slots].any(axis=0).tolist()),
+        )
 
     def _view(self, shape: SiteShape, index: int) -> Site:
         """One site's tables, as parts of the flat ones."""

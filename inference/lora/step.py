@@ -1,4 +1,9 @@
-"""The adapters of one step's rows, as models ask for them. Knows the arena's tables and a batch; writes neither."""
+"""The adapters of one step's rows, as models ask for them: planned on the host, sent with the rest of the batch.
+
+    Bank.lora_batch ─► LoraPlan ─► padded, for a captured step ─► arrays ─► one copy ─► LoraStep, the models' LoraBatch
+
+Knows the arena's tables and a batch; writes neither.
+"""
 
 from __future__ import annotations
 
@@ -8,70 +13,126 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import kernels
-from kernels.segments import Segments, group_entries
+from kernels.segments import Grouping, Segments
 from kernels.site import Affine, Site
+from kernels.transfer import send
+
+LEAST_RANK = 16  # to which ranks are rounded up for a captured step: a tile of rank rows in decode
 
 
 @dataclass(frozen=True, slots=True)
-class LoraStep:
-    """The adapters of one step's rows; the LoraBatch that models ask at each site.
-
-    max_ranks: for each site the largest sum of ranks among the slots of the step, 0 where none of them acts.
-    has_vectors: for each site whether any of them has gains or shifts there.
-    """
+class Tables:
+    """The arena and where everything lies in it, on the device; the bank's own, at fixed addresses."""
 
     arena: Tensor
     sites: tuple[Site, ...]
     affines: tuple[Affine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPlan:
+    """What a step adds to the base model, still on the host.
+
+    grouping: of all rows. logit_grouping: of the rows whose logits are wanted, numbered anew; None if none of them has
+    an entry, and the same object as `grouping` where all rows are wanted. max_ranks: for each site the largest sum of
+    ranks among the slots of the step, 0 where none of them acts. has_vectors: for each site whether any of them has
+    gains or shifts there.
+    """
+
+    tables: Tables
+    grouping: Grouping
+    logit_grouping: Grouping | None
+    max_ranks: tuple[int, ...]
+    has_vectors: tuple[bool, ...]
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.generic], ...]:
+        """What the device has to be sent."""
+        if self.logit_grouping is None or self.logit_grouping is self.grouping:
+            return self.grouping.arrays
+        return self.grouping.arrays + self.logit_grouping.arrays
+
+    def restore(self, tensors: Sequence[Tensor]) -> LoraStep:
+        """The step of tensors that hold `arrays`."""
+        count = len(self.grouping.arrays)
+        segments = self.grouping.restore(tensors[:count])
+        logit_segments: Segments | None = None
+        if self.logit_grouping is self.grouping:
+            logit_segments = segments
+        elif self.logit_grouping is not None:
+            logit_segments = self.logit_grouping.restore(tensors[count:])
+        return LoraStep(self.tables, segments, logit_segments, self.max_ranks, self.has_vectors)
+
+    def send(self, device: torch.device | str) -> LoraStep:
+        return self.restore(send(self.arrays, device))
+
+    def padded(self, *, num_rows: int, num_entries: int, num_segments: int) -> LoraPlan:
+        """The same for a captured step of these sizes, all of whose rows' logits are wanted; ranks rounded up.
+
+        So plans of alike batches launch the same kernels on the same grids: see `kernels.segments.Grouping`.
+        """
+        assert self.logit_grouping is self.grouping, "expected a step that wants the logits of all rows"
+        grouping = self.grouping.padded(num_entries=num_entries, num_segments=num_segments, num_rows=num_rows)
+        return dataclasses.replace(
+            self, grouping=grouping, logit_grouping=grouping, max_ranks=tuple(map(_rounded_rank, self.max_ranks))
+        )
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a captured step has of its plan for good, beside the shapes of the arrays."""
+        return self.grouping.is_composed, self.max_ranks, self.has_vectors
+
+
+@dataclass(frozen=True, slots=True)
+class LoraStep:
+    """The adapters of one step's rows; the LoraBatch that models ask at each site. Fields as LoraPlan's."""
+
+    tables: Tables
     segments: Segments
-    max_ranks: list[int]
-    has_vectors: list[bool]
+    logit_segments: Segments | None
+    max_ranks: tuple[int, ...]
+    has_vectors: tuple[bool, ...]
 
     def add(self, site_index: int, x: Tensor, y: Tensor) -> None:
         """y [T, D_out] += each row's adapters applied to x [T, D_in]. Mutates: y."""
-        max_rank = self.max_ranks[site_index]
+        arena, max_rank = self.tables.arena, self.max_ranks[site_index]
         if max_rank > 0:
-            site = self.sites[site_index]
-            s = kernels.shrink(x, self.arena, site, self.segments, max_rank=max_rank)
-            kernels.expand(s, self.arena, site, self.segments, y)
+            site = self.tables.sites[site_index]
+            s = kernels.shrink(x, arena, site, self.segments, max_rank=max_rank)
+            kernels.expand(s, arena, site, self.segments, y)
         if self.has_vectors[site_index]:
-            kernels.rescale(y, self.arena, self.affines[site_index], self.segments)
+            kernels.rescale(y, arena, self.tables.affines[site_index], self.segments)
 
     def add_tokens(self, site_index: int, token_ids: Tensor, y: Tensor) -> None:
         """`add` where row t's features are its token, token_ids int64 [T]. Mutates: y."""
-        max_rank = self.max_ranks[site_index]
+        arena, max_rank = self.tables.arena, self.max_ranks[site_index]
         if max_rank > 0:
-            site = self.sites[site_index]
-            s = kernels.look_up(token_ids, self.arena, site, self.segments, max_rank=max_rank)
-            kernels.expand(s, self.arena, site, self.segments, y)
+            site = self.tables.sites[site_index]
+            s = kernels.look_up(token_ids, arena, site, self.segments, max_rank=max_rank)
+            kernels.expand(s, arena, site, self.segments, y)
 
     def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:
         """y [T, D] = w · h / rms(h) in the rows whose adapter has a norm's weight w of its own. Mutates: y."""
         if self.has_vectors[site_index]:
-            affine, segments = self.affines[site_index], self.segments
+            affine, segments = self.tables.affines[site_index], self.segments
             has_weight = affine.kinds[:, 0][segments.slots[segments.segment_of]] != 0
-            is_replaced = torch.zeros(y.shape[0], dtype=torch.bool, device=y.device)
-            is_replaced[segments.rows] = has_weight
+            is_replaced = torch.zeros(y.shape[0] + 1, dtype=torch.bool, device=y.device)
+            is_replaced[segments.rows] = has_weight  # the last one takes the entries of padding, whose row is -1
             normed = kernels.rms_norm(h, h.new_ones(h.shape[1]), eps)
-            torch.where(is_replaced[:, None], normed, y, out=y)
-            kernels.rescale(y, self.arena, affine, segments)
+            torch.where(is_replaced[:-1, None], normed, y, out=y)
+            kernels.rescale(y, self.tables.arena, affine, segments)
 
-    def select(self, rows: Tensor, site_indices: Sequence[int]) -> LoraStep | None:
-        """The same for rows int64 [T'], distinct and in order; None where nothing is to be done at these sites."""
-        if not any(self.max_ranks[index] or self.has_vectors[index] for index in site_indices):
+    def of_logits(self) -> LoraStep | None:
+        """The same for the rows whose logits are wanted; None where none of them has an adapter."""
+        if self.logit_segments is None:
             return None
-        entry_rows, segment_of = self.segments.rows.cpu().numpy(), self.segments.segment_of.cpu().numpy()
-        wanted = rows.cpu().numpy()
-        place = np.full(max(entry_rows.max(), wanted.max()) + 1, -1, np.int32)
-        place[wanted] = np.arange(len(wanted))
-        kept = place[entry_rows] >= 0
-        segments = group_entries(
-            place[entry_rows[kept]],
-            self.segments.slots.cpu().numpy()[segment_of[kept]],
-            self.segments.weights.cpu().numpy()[kept],
-            device=self.arena.device,
-        )
-        return None if segments is None else dataclasses.replace(self, segments=segments)
+        return dataclasses.replace(self, segments=self.logit_segments)
+
+
+def _rounded_rank(rank: int) -> int:
+    """The next power of two, 0 for 0: few kinds of steps, and rank rows past a slot's own cost a block that leaves."""
+    return 0 if rank == 0 else max(LEAST_RANK, min(1 << (rank - 1).bit_length(), kernels.MAX_RANK))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -26,8 +25,8 @@ class LoraBatch(Protocol):
     def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:
         """y [T, D] = w · h / rms(h) in the rows whose adapter has a norm's weight w of its own. Mutates: y."""
 
-    def select(self, rows: Tensor, site_indices: Sequence[int]) -> LoraBatch | None:
-        """The adapters of some rows, int64 [T'], distinct and in order; None if none of them acts at these sites."""
+    def of_logits(self) -> LoraBatch | None:
+        """The adapters of the rows whose logits are wanted, in their order; None if none of them has one."""
 
 
 class PackedLinear:

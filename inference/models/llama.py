@@ -85,7 +85,7 @@ class Llama:
         if batch.logit_rows.shape[0] == 0:
             return x.new_empty((0, self.config.vocab_size), dtype=torch.float32)
         if lora is not None:
-            lora = lora.select(batch.logit_rows, [self._ends.norm, self._ends.head])
+            lora = lora.of_logits()
         x = weights.norm(x[batch.logit_rows], lora, residual[batch.logit_rows])
         return weights.head(x, lora).float()
 

@@ -77,10 +77,11 @@ def write_kv(words: int) -> None:
     row = claim(words)
     while row < num_rows:
         to, k_from, v_from = index[row] * width, row * k_stride, row * v_stride
-        for i in range(width):
-            k_cache[to + i] = k[k_from + i]
-        for i in range(width):
-            v_cache[to + i] = v[v_from + i]
+        if to >= 0:  # else padding
+            for i in range(width):
+                k_cache[to + i] = k[k_from + i]
+            for i in range(width):
+                v_cache[to + i] = v[v_from + i]
         row = claim(words)
 
 

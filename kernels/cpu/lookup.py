@@ -34,6 +34,8 @@ def _look_up(words: int, arena: Any) -> None:
     m_begin = claim(words) * ENTRIES
     while m_begin < num_entries:
         for m in range(m_begin, min(m_begin + ENTRIES, num_entries)):
+            if segment_of[m] < 0:
+                continue  # padding
             slot = slots[segment_of[m]]
             rank = 0
             for part in range(num_parts):

@@ -22,7 +22,7 @@ from kernels.cuda.source import options
 from kernels.errors import UnsupportedTensor
 from kernels.reference import rms_norm, rotary, silu_mul
 from kernels.segments import Segments
-from kernels.site import Affine, Site
+from kernels.site import MAX_RANK, Affine, Site
 
 __all__ = ["attend", "expand", "look_up", "rescale", "rms_norm", "rotary", "shrink", "silu_mul", "warm_up", "write_kv"]
 
@@ -44,7 +44,6 @@ RESCALE_COLUMNS = 1024
 SLICE_STEP = {Family.ROWS: 256, Family.TILES: 64}  # a vector for each lane; a stage of the pipeline
 MAX_SLICE = 2048  # features of 4 rows that shrink_rows stages in 16 KB
 MAX_PARTS = 3
-MAX_RANK = 1536  # a slot's sum at a site: 512 for each of three parts, 24 KB of shared memory beside 16 KB of sums
 
 
 def warm_up(dtype: torch.dtype, device: str = "cuda") -> None:

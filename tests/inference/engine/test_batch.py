@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from inference.engine.batch import build_batch
+from inference.engine.batch import lay_out
 from inference.engine.request import Request, SamplingParams
 from inference.engine.sequence import Chunk, Sequence
 
@@ -20,7 +20,7 @@ def test_a_prefill_a_chunk_and_a_decode_lie_one_after_the_other() -> None:
         make_chunk([1, 2, 3, 4, 5, 6, 7], 3, 3, [9, 2]),
         make_chunk([8, 9, 8, 9, 8], 4, 1, [0, 7]),
     ]
-    batch = build_batch(chunks, block_size=4, lora=None)
+    batch = lay_out(chunks, block_size=4).send("cpu")
     assert batch.token_ids.tolist() == [5, 6, 7, 4, 5, 6, 8]
     assert batch.positions.tolist() == [0, 1, 2, 3, 4, 5, 4]
     assert batch.write_index.tolist() == [16, 17, 18, 39, 8, 9, 28]
@@ -45,7 +45,7 @@ def test_random_batches_are_what_a_loop_over_rows_would_make() -> None:
             blocks = rng.sample(range(99), -(-len(tokens) // 8))
             chunks.append(make_chunk(tokens, start, length, blocks))
             rows += [(tokens[p], p, blocks[p // 8] * 8 + p % 8) for p in range(start, start + length)]
-        batch = build_batch(chunks, block_size=8, lora=None)
+        batch = lay_out(chunks, block_size=8).send("cpu")
         columns = (batch.token_ids.tolist(), batch.positions.tolist(), batch.write_index.tolist())
         assert list(zip(*columns, strict=True)) == rows
         assert batch.logit_rows.shape[0] == sum(chunk.samples for chunk in chunks)

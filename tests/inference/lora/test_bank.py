@@ -63,7 +63,7 @@ def test_each_row_gets_its_own_adapters_and_no_other(bank, sites):
     adapters = {slot: fill(bank, sites, slot, n * 32 * KIB, rng) for n, slot in enumerate([3, 0, 7, 12])}
     chunks = [(1, [(3, 1.0)]), (2, []), (3, [(0, 0.5)]), (1, [(7, 1.0), (3, 2.0)]), (1, [(12, 1.0)]), (2, [(3, 1.0)])]
     rows = [pairs for length, pairs in chunks for _ in range(length)]
-    lora = bank.lora_batch(chunks)
+    lora = bank.lora_batch(chunks).send("cpu")
     for index, site in enumerate(sites):
         x = torch.randn(len(rows), site.in_features)
         y = torch.randn(len(rows), site.out_features)
@@ -86,7 +86,7 @@ def test_a_site_that_no_adapter_of_the_batch_targets_is_left_alone(bank, sites):
     layout, slab = random_layout(sites, rng)
     layout.ranks[:3] = 0
     bank.write(1, Extent(0, 32 * KIB), slab, layout)
-    lora = bank.lora_batch([(1, [(1, 1.0)])])
+    lora = bank.lora_batch([(1, [(1, 1.0)])]).send("cpu")
     assert lora.max_ranks[0] == 0
     y = torch.full((1, sites[0].out_features), torch.nan)
     lora.add(0, torch.randn(1, sites[0].in_features), y)
@@ -99,14 +99,14 @@ def test_what_a_slot_held_before_is_forgotten(bank, sites):
     bank.disown(5)
     adapter = fill(bank, sites, 5, 64 * KIB, rng)
     x, y = torch.randn(1, sites[0].in_features), torch.zeros(1, sites[0].out_features)
-    bank.lora_batch([(1, [(5, 1.0)])]).add(0, x, y)
+    bank.lora_batch([(1, [(5, 1.0)])]).send("cpu").add(0, x, y)
     torch.testing.assert_close(y[0], expected(sites, 0, adapter, x[0]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_step_under_way_is_not_disturbed_by_a_write_to_another_slot(bank, sites):
     rng = np.random.default_rng(0)
     adapter = fill(bank, sites, 1, 0, rng)
-    lora = bank.lora_batch([(1, [(1, 1.0)])])
+    lora = bank.lora_batch([(1, [(1, 1.0)])]).send("cpu")
     fill(bank, sites, 2, 32 * KIB, rng)
     x, y = torch.randn(1, sites[0].in_features), torch.zeros(1, sites[0].out_features)
     lora.add(0, x, y)

@@ -54,10 +54,10 @@ def run_steps(model, bank, slots, *, paged, prompt_ids, ops: ModuleType) -> list
         sequences = paged(model)
         prompts = [("a", prompt_ids(19)), ("b", prompt_ids(3, seed=1)), ("c", prompt_ids(4, seed=2))]
         uses = [(19, [(one, 1.0)]), (3, []), (4, [(two, 0.5)])]
-        first = sequences.step(prompts, lora=bank.lora_batch(uses))
+        first = sequences.step(prompts, lora=bank.lora_batch(uses).send("cpu"))
         tokens = [("a", [5]), ("b", [6]), ("c", [7]), ("d", prompt_ids(2, seed=3))]
         uses = [(1, [(one, 1.0)]), (1, []), (1, [(two, 0.5)]), (2, [(one, 0.5), (two, -1.0)])]
-        return [first, sequences.step(tokens, lora=bank.lora_batch(uses))]
+        return [first, sequences.step(tokens, lora=bank.lora_batch(uses).send("cpu"))]
 
 
 def test_a_forward_pass_through_the_cuda_ops_is_the_cpus(bank_and_slots, device, paged, prompt_ids):

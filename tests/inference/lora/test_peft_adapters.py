@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -68,9 +69,10 @@ class Served:
             base=BaseWeights(folder, self.model.dtype),
         )
 
-    def lora(self, rows):
-        """The adapters of a batch: (number of rows, uses) of each sequence."""
-        return self.bank.lora_batch(rows)
+    def lora(self, rows, logit_rows=None):
+        """The adapters of a batch: (number of rows, uses) of each sequence; all logits are wanted, or some."""
+        wanted = None if logit_rows is None else np.array(logit_rows)
+        return self.bank.lora_batch(rows, logit_rows=wanted).send("cpu")
 
 
 @pytest.fixture
@@ -262,14 +264,14 @@ async def test_only_the_rows_whose_logits_are_wanted_pass_the_head_each_with_its
     slots, ids = [lease.slot for lease in leases], [prompt_ids(5, seed=n) for n in range(4)]
     rows = [(5, [(slots[1], 1.0)]), (5, []), (5, [(slots[0], 1.0)]), (5, [(slots[0], 0.5), (slots[1], 2.0)])]
     chunks = [(f"{n}", one) for n, one in enumerate(ids)]
-    found = paged(served.model).step(chunks, lora=served.lora(rows), rows=[4, 9, 14, 19])
+    found = paged(served.model).step(chunks, lora=served.lora(rows, [4, 9, 14, 19]), rows=[4, 9, 14, 19])
     base = paged(served.model).step(chunks, rows=[4, 9, 14, 19])
     assert torch.equal(found[1], base[1])
     torch.testing.assert_close(found[0], logits_of(models[1], ids[0])[-1], **close[torch.float32])
     torch.testing.assert_close(found[2], logits_of(models[0], ids[2])[-1], **close[torch.float32])
     deltas = [logits_of(model, ids[3])[-1] - base[3] for model in models]
     torch.testing.assert_close(found[3], base[3] + 0.5 * deltas[0] + 2 * deltas[1], rtol=1e-4, atol=1e-4)
-    assert served.lora(rows).select(torch.tensor([9]), [len(served.model.sites) - 1]) is None
+    assert served.lora(rows, [9]).of_logits() is None
     for lease in leases:
         lease.release()
 

@@ -58,8 +58,8 @@ class OneAdapter:
     def renorm(self, site_index, h, eps, y):
         assert not self.sites[site_index].ranks.any(), "expected no adapter on a norm"
 
-    def select(self, rows, site_indices):
-        assert not any(self.sites[index].ranks.any() for index in site_indices), "expected no adapter on the head"
+    def of_logits(self):
+        assert not any(site.ranks.any() for site in self.sites[-2:]), "expected no adapter on the head or its norm"
 
     def _append(self, tensors):
         start = self.arena.numel()
