@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from inference.engine.request import Admitted, Event, Failed, Finished, Request, Token
+from inference.engine.request import Admitted, Event, Failed, Finished, PromptScored, Request, Score, Token
 
 
 class Engine(Protocol):
@@ -20,8 +20,8 @@ class Engine(Protocol):
     def submit(self, request: Request) -> None:
         """Queues a request. Raises InferenceError."""
 
-    def cancel(self, request_id: str) -> None:
-        """Ends a request at the next step; harmless when it has ended."""
+    def cancel(self, request_id: str, answer: int | None = None) -> None:
+        """Ends a request, or one answer of it, at the next step; harmless when it has ended."""
 
 
 class Releasable(Protocol):
@@ -32,13 +32,17 @@ class Releasable(Protocol):
 
 
 class Stream:
-    """The answer to one request, as it comes."""
+    """The answers to one request, as they come."""
 
     def __init__(self, leases: Sequence[Releasable]) -> None:
         self._leases = leases
         self._admitted: Admitted | None = None
+        self.prompt_scores: tuple[Score, ...] = ()
+        """Of every prompt token but the first, if they were asked for; there before the first token."""
         self._tokens: list[Token] = []
-        self._end: Finished | Failed | None = None
+        self._ends: list[Finished] = []
+        self._failure: Failed | None = None
+        self._is_finished = False
         self._news = asyncio.Event()
 
     async def admitted(self) -> Admitted:
@@ -48,40 +52,55 @@ class Stream:
         """
         while self._admitted is None:
             await self._news.wait()
-            if isinstance(self._end, Failed):
-                raise self._end.error
-            assert self._admitted is not None or self._end is None, "expected no one to read a cancelled request"
+            if self._failure is not None:
+                raise self._failure.error
+            assert self._admitted is not None or not self._ends, "expected no one to read a cancelled request"
         return self._admitted
 
     async def batches(self) -> AsyncIterator[list[Token] | Finished]:
-        """Every token in order, as many at once as have come, and then Finished. Raises what the engine failed with."""
-        while True:
+        """Every token in order, as many at once as have come, and a Finished after the last token of each answer.
+
+        The tokens of several answers are mixed. Ends with the last Finished; raises what the engine failed with.
+        """
+        is_over = False
+        while not is_over:
             await self._news.wait()
             self._news.clear()
             tokens, self._tokens = self._tokens, []
+            ends, self._ends = self._ends, []
+            is_over = self._is_finished
             if tokens:
                 yield tokens
-            if isinstance(self._end, Failed):
-                raise self._end.error
-            if self._end is not None and not self._tokens:
-                yield self._end
-                return
+            for end in ends:
+                yield end
+        if self._failure is not None:
+            raise self._failure.error
 
     @property
     def is_finished(self) -> bool:
         """Whether the engine is done with the request."""
-        return self._end is not None
+        return self._is_finished
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Admitted):
-            self._admitted = event
-        elif isinstance(event, Token):
-            self._tokens.append(event)
-        else:
-            self._end = event
+    def _take(self, event: Event) -> bool:
+        """Takes the next event of the request; returns whether it is the last."""
+        match event:
+            case Admitted():
+                self._admitted = event
+            case PromptScored():
+                self.prompt_scores = event.scores
+            case Token():
+                self._tokens.append(event)
+            case Finished():
+                self._ends.append(event)
+                self._is_finished = event.is_last
+            case Failed():
+                self._failure = event
+                self._is_finished = True
+        if self._is_finished:
             for lease in self._leases:
                 lease.release()
         self._news.set()
+        return self._is_finished
 
 
 class Streams:
@@ -123,8 +142,7 @@ class Streams:
 
     def _deal(self, events: Sequence[Event]) -> None:
         for event in events:
-            self._streams[event.request_id]._take(event)
-            if isinstance(event, Finished | Failed):
+            if self._streams[event.request_id]._take(event):
                 self._forget(event.request_id)
 
     def _forget(self, request_id: str) -> None:

@@ -73,6 +73,10 @@ class BlockPool:
         """How many of these blocks nobody holds: sharing them leaves so many fewer to hand out."""
         return sum(not self._holders[block] for block in blocks)
 
+    def is_shared(self, block: int) -> bool:
+        """Whether more than one sequence holds it, so that none may write to it."""
+        return self._holders[block] > 1
+
     def share(self, blocks: Iterable[int]) -> None:
         """Adds a holder to each block, which is held already or kept."""
         for block in blocks:

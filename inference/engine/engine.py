@@ -64,8 +64,9 @@ class Engine:
     """Answers requests until it is stopped.
 
     `on_events` is called on the engine thread with all events of one step; it must only hand them over. Each request
-    that `submit` took gets exactly one Finished or Failed, its last event, whatever happens. `on_failure` is called on
-    the same thread, once, if the engine ends because its state cannot be trusted: the process should end too.
+    that `submit` took gets exactly one last event, whatever happens: Failed, or the Finished of its last answer.
+    `on_failure` is called on the same thread, once, if the engine ends because its state cannot be trusted: the process
+    should end too.
     """
 
     def __init__(
@@ -122,11 +123,18 @@ class Engine:
             self._unfinished[request.id] = None
             self._put(lambda: self._add(request))
 
-    def cancel(self, request_id: str) -> None:
-        """Frees the request's rows and blocks at the next step; does nothing if it has ended. From any thread."""
+    def cancel(self, request_id: str, answer: int | None = None) -> None:
+        """Frees the request's rows and blocks at the next step, or those of one answer that has had a token.
+
+        Does nothing if it has ended. From any thread.
+        """
+
+        def cancel() -> None:
+            self._emit(self._scheduler.cancel(request_id, time.monotonic(), answer=answer))
+
         with self._wake:
             if request_id in self._unfinished:
-                self._put(lambda: self._emit(self._scheduler.cancel(request_id, time.monotonic())))
+                self._put(cancel)
 
     def run_between_steps(self, function: Callable[[], _T]) -> Future[_T]:
         """Runs a short function on the engine thread when no step is running; its result or error is in the future."""
@@ -234,7 +242,7 @@ class Engine:
             raise Draining
 
     def _emit(self, events: list[Event]) -> None:
-        ended = [event.request_id for event in events if isinstance(event, Finished | Failed)]
+        ended = [e.request_id for e in events if isinstance(e, Failed) or (isinstance(e, Finished) and e.is_last)]
         with self._wake:
             for request_id in ended:
                 del self._unfinished[request_id]

@@ -34,9 +34,10 @@ class FairQueue:
         self._length += 1
         self.num_tokens += len(sequence.tokens)
 
-    def next(self, may_run: Callable[[AdapterKey], bool]) -> Sequence | None:
-        """The sequence whose turn it is among those of lines that may run now; a line that may not keeps its turn."""
-        return next((line[0] for key, line in self._lines.items() if may_run(key)), None)
+    def next(self, may_run: Callable[[Sequence], bool]) -> Sequence | None:
+        """The sequence whose turn it is among those that are first in a line and may run; a line that may not keeps its
+        turn."""
+        return next((line[0] for line in self._lines.values() if may_run(line[0])), None)
 
     def pop(self, sequence: Sequence) -> None:
         """Takes out what `next` returned, and ends the turn of its line."""

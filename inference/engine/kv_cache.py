@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,13 @@ class KVCache:
     def v(self, layer: int) -> Tensor:
         """Values of one layer, [num_blocks, block_size, H_kv, D]."""
         return self._layers[layer][1]
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Gives each (from, to) block the contents of the other, in every layer; no block is in two pairs' `to`, and
+        none is read after it was written."""
+        if copies:
+            sources, targets = torch.tensor(copies, device=self._memory.device).unbind(1)
+            self._memory[:, :, targets] = self._memory[:, :, sources]
 
     @property
     def device(self) -> torch.device:

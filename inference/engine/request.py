@@ -2,10 +2,11 @@
 
 The life of a request, as the events that its owner sees:
 
-    submit ──► (waiting) ──► Admitted ──► Token* ──► Finished     STOP, LENGTH or CANCELLED
-                     └───────────┴───────────┴─────► Failed       an error of inference/errors.py; nothing follows it
+    submit ──► (waiting) ──► Admitted ──► PromptScored? ──► Token* ──► Finished     STOP, LENGTH or CANCELLED
+                     └───────────┴──────────────┴──────────────┴─────► Failed       an error of inference/errors.py
 
-A request that is cancelled while it waits is Finished without having been Admitted.
+A request for several answers gets the Tokens and one Finished of each, mixed; the last Finished says so. Failed ends
+all of them at once. A request that is cancelled while it waits is Finished without having been Admitted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import enum
 from dataclasses import dataclass, field
 
 from inference.errors import InferenceError, InvalidRequest
+
+MAX_ANSWERS = 16
+MAX_PRIORITY = 100
+MAX_TENANT_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class SamplingParams:
     min_tokens: int = 0
     seed: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _expect(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
@@ -55,7 +61,9 @@ class SamplingParams:
             _expect(-100 <= bias <= 100, "logit_bias", "numbers in [-100, 100]", f"{bias} for {token_id}")
         _expect(0 <= self.min_tokens <= self.max_tokens, "min_tokens", f"at most {self.max_tokens}", self.min_tokens)
         _expect(0 <= self.seed < 2**64, "seed", "an unsigned 64-bit number", self.seed)
-        _expect(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", "in [0, 20]", self.logprobs)
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(self, name)
+            _expect(asked is None or 0 <= asked <= 20, name, "in [0, 20]", asked)
 
     @property
     def adjusts_logits(self) -> bool:
@@ -82,7 +90,11 @@ class SlotUse:
 class Request:
     """A prompt and what to do with it. `uses` is empty for the base model alone.
 
-    Whoever submits it holds the leases of its slots until Finished or Failed. `arrival_s` is time.monotonic().
+    Whoever submits it holds the leases of its slots until its last event. `arrival_s` is time.monotonic().
+
+    answers: how many to give. Each is what a request of its own with the seed plus its number would get; the prompt is
+    computed once for all. tenant: whose share of the worker it takes. priority: the higher goes first among waiting
+    requests of its tenant; see engine/fair_queue.
     """
 
     id: str
@@ -91,11 +103,17 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     uses: tuple[SlotUse, ...] = ()
     arrival_s: float = 0.0
+    answers: int = 1
+    tenant: str = ""
+    priority: int = 0
     adapter_key: tuple[tuple[str, float], ...] = field(init=False)
     """Identity of the weights that answer: equal keys mean equal weights. Always the digests, never the slots."""
 
     def __post_init__(self) -> None:
         _expect(len(self.prompt_ids) > 0, "prompt", "at least one token", "none")
+        _expect(1 <= self.answers <= MAX_ANSWERS, "n", f"in [1, {MAX_ANSWERS}]", self.answers)
+        _expect(-MAX_PRIORITY <= self.priority <= MAX_PRIORITY, "priority", "in [-100, 100]", self.priority)
+        _expect(len(self.tenant) <= MAX_TENANT_CHARS, "tenant", "at most 128 characters", len(self.tenant))
         object.__setattr__(self, "adapter_key", tuple((use.digest, use.weight) for use in self.uses))
 
 
@@ -118,6 +136,23 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a token was: its natural log-probability before temperature, and (token id, log-probability) of the
+    most likely tokens, best first, as many as asked for."""
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """The scores of every prompt token but the first, for a request that asked; before its first Token."""
+
+    request_id: str
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """The next token of an answer; `index` counts from 0. Log-probabilities are natural, before temperature."""
 
@@ -127,11 +162,15 @@ class Token:
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability) of the most likely tokens, best first, as many as asked for."""
+    answer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an answer. Times count from the request's arrival; one that was never reached is the total."""
+    """The end of an answer. Times count from the request's arrival; one that was never reached is the total.
+
+    `is_last` when it ends the request too: no other answer of it is left, and nothing follows.
+    """
 
     request_id: str
     reason: FinishReason
@@ -139,17 +178,19 @@ class Finished:
     queued_s: float
     first_token_s: float
     total_s: float
+    answer: int = 0
+    is_last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The end of a request that got no complete answer."""
+    """The end of a request, of all its answers that have not ended; nothing of it follows."""
 
     request_id: str
     error: InferenceError
 
 
-Event = Admitted | Token | Finished | Failed
+Event = Admitted | PromptScored | Token | Finished | Failed
 
 
 def _expect(holds: bool, field_name: str, expected: str, actual: object) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inference.engine import prefixes
-from inference.engine.request import Request
+from inference.engine.request import Request, Score
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The tokens of one request: its prompt, then what was answered.
+    """The tokens of one answer: its request's prompt, then what was answered.
 
         tokens    p p p p p p p o o o        len(tokens)
         computed  ─────────► |               keys and values of these positions are in `blocks`
@@ -18,14 +18,24 @@ class Sequence:
     A waiting sequence has no blocks and nothing computed. Preemption takes both away and keeps the tokens, so that
     the answer goes on exactly where it stopped once they are computed again. What is computed may be the work of
     another sequence that began with the same tokens on the same weights; such blocks are full and only read.
+
+    A request for n answers begins as one sequence that stands for n rows. It computes the prompt but for its last token
+    and then forks: each answer goes on by itself from there, and its first step computes that token. The block that
+    they share and that is not full is copied by whoever writes to it.
     """
 
     request: Request
     number: int
-    """Order of arrival; the lower, the older."""
+    """Order of arrival of the request; the lower, the older."""
+    answer: int = 0
+    """Which answer of the request it is."""
+    rows: int = 1
+    """Answers that it stands for: those of its request until it forks, then 1."""
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    copied: int | None = None
+    """The block that the step under way copies before it writes, and holds until then; see Chunk.copy."""
     is_announced: bool = False
     """Whether its owner knows that it was admitted."""
     started_s: float | None = None
@@ -33,6 +43,10 @@ class Sequence:
     first_token_s: float | None = None
     cached_tokens: int = 0
     """Tokens of the prompt that were computed before this sequence came, at its first admission."""
+    prompt_scores: list[Score] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as the runner has computed them, if they were asked for."""
+    is_scored: bool = False
+    """Whether its owner has those."""
     _keys: list[prefixes.BlockKey] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -45,6 +59,29 @@ class Sequence:
             before = self._keys[-1] if self._keys else prefixes.root(self.request.adapter_key)
             self._keys.append(prefixes.extend(before, self.tokens[index * block_size : (index + 1) * block_size]))
         return self._keys[:count]
+
+    def fork(self) -> list[Sequence]:
+        """The other answers of its request, which hold nothing yet; from now on it stands for itself alone."""
+        others = [
+            Sequence(
+                self.request,
+                self.number,
+                answer=answer,
+                is_announced=True,
+                is_scored=True,
+                started_s=self.started_s,
+                cached_tokens=self.cached_tokens,
+                _keys=list(self._keys),
+            )
+            for answer in range(1, self.rows)
+        ]
+        self.rows = 1
+        return others
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sorts the oldest first."""
+        return self.number, self.answer
 
     @property
     def num_outputs(self) -> int:
@@ -60,13 +97,15 @@ class Sequence:
 class Chunk:
     """What a step computes of one sequence: `length` tokens from position `start`.
 
-    `samples` when it reaches the last known token, whose logits give the next one.
+    `samples` when it reaches the last known token, whose logits give the next one. `copy`: (from, to), a block whose
+    contents must be copied before the step, as others go on reading it.
     """
 
     sequence: Sequence
     start: int
     length: int
     samples: bool
+    copy: tuple[int, int] | None = None
 
     @property
     def token_ids(self) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -32,7 +33,7 @@ class Engine:
         if self.error is not None:
             raise self.error
 
-    def cancel(self, request_id: str) -> None: ...
+    def cancel(self, request_id: str, answer: int | None = None) -> None: ...
 
 
 def make_request() -> Request:
@@ -131,3 +132,20 @@ async def test_a_refused_request_gives_its_leases_back_at_once() -> None:
         streams.open(Engine(QueueFull()), make_request(), [lease])
     assert lease.releases == 1
     assert len(streams) == 0
+
+
+async def test_the_answers_of_one_request_end_one_by_one_and_give_the_leases_back_with_the_last() -> None:
+    streams, lease = Streams(), Lease()
+    stream = streams.open(Engine(), make_request(), [lease])
+    first = replace(END, answer=1, is_last=False)
+    tokens = [Token("r", 0, 10), Token("r", 0, 20, answer=1), Token("r", 1, 11)]
+    deliver_from_another_thread(streams, [tokens[0], tokens[1], first])
+    await asyncio.sleep(0)
+    batches = stream.batches()
+    assert await anext(batches) == tokens[:2]
+    deliver_from_another_thread(streams, [tokens[2], END])
+    assert await anext(batches) == first
+    assert lease.releases == 0
+    await asyncio.sleep(0)
+    assert [batch async for batch in batches] == [[tokens[2]], END]
+    assert lease.releases == 1

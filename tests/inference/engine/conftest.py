@@ -30,6 +30,9 @@ class TokenRunner:
         self.steps: list[list[Chunk]] = []
 
     def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+        for source, target in [chunk.copy for chunk in chunks if chunk.copy is not None]:
+            for offset in range(self.block_size):
+                self.cache[target, offset] = self.cache.get((source, offset), -1)
         for chunk in chunks:
             assert chunk.start == chunk.sequence.computed
             for position, token in enumerate(chunk.token_ids, start=chunk.start):
@@ -41,7 +44,8 @@ class TokenRunner:
             assert seen == chunk.sequence.tokens[:end], "a position of the cache belongs to somebody else"
             assert chunk.samples == (end == len(chunk.sequence.tokens))
             if chunk.samples:
-                sampled.append(Sampled(next_token(chunk.sequence.request.adapter_key, seen)))
+                request, answer = chunk.sequence.request, chunk.sequence.answer
+                sampled.append(Sampled(next_token((request.adapter_key, request.sampling.seed + answer), seen)))
         self.steps.append(chunks)
         return sampled
 
@@ -77,7 +81,9 @@ class Simulation:
         )
         self.runner = TokenRunner(block_size=block_size)
         self.now_s = 0.0
-        self.outputs: dict[str, list[int]] = {}
+        self.outputs: dict[str, list[int]] = {}  # of a request's first answer
+        self.others: dict[tuple[str, int], list[int]] = {}  # of every other one
+        self.ended_answers: dict[tuple[str, int], Finished] = {}
         self.cached: dict[str, int] = {}
         self.ends: dict[str, Finished | Failed] = {}
         self._ids = count()
@@ -91,13 +97,17 @@ class Simulation:
         weight: float = 1.0,
         stop: Sequence[int] = (),
         id: str = "",
+        seed: int = 0,
+        answers: int = 1,
     ) -> Request:
         """A request with its own id; a number as the prompt stands for so many tokens."""
         number = next(self._ids)
         tokens = [(number + i) % VOCABULARY for i in range(prompt)] if isinstance(prompt, int) else prompt
         uses = () if adapter is None else (SlotUse(slot=len(adapter), digest=adapter, weight=weight),)
-        params = SamplingParams(max_tokens)
-        return Request(id or f"r{number}", tuple(tokens), params, frozenset(stop), uses, arrival_s=self.now_s)
+        params = SamplingParams(max_tokens, seed=seed)
+        return Request(
+            id or f"r{number}", tuple(tokens), params, frozenset(stop), uses, arrival_s=self.now_s, answers=answers
+        )
 
     def submit(self, prompt: Sequence[int] | int = 3, **options: object) -> Request:
         request = self.request(prompt, **options)  # type: ignore[arg-type]  # the same keywords
@@ -126,22 +136,34 @@ class Simulation:
                 self.cached[event.request_id] = event.cached_tokens
             elif isinstance(event, Token):
                 assert event.request_id in self.cached, "nothing is answered before the request is admitted"
-                outputs = self.outputs.setdefault(event.request_id, [])
+                assert (event.request_id, event.answer) not in self.ended_answers, (
+                    "nothing follows the end of an answer"
+                )
+                outputs = self.answers(event.request_id, event.answer)
                 assert event.index == len(outputs)
                 outputs.append(event.token_id)
-            else:
-                self.ends[event.request_id] = event
+            elif isinstance(event, Finished | Failed):
+                if isinstance(event, Finished):
+                    self.ended_answers[event.request_id, event.answer] = event
+                if isinstance(event, Failed) or event.is_last:
+                    self.ends[event.request_id] = event
+
+    def answers(self, request_id: str, answer: int) -> list[int]:
+        """The tokens of one answer so far."""
+        if answer == 0:
+            return self.outputs.setdefault(request_id, [])
+        return self.others.setdefault((request_id, answer), [])
 
     def run(self) -> None:
         while self.scheduler.has_work:
             assert self.step(), "work is left and nothing was scheduled"
         assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_blocks
 
-    def answer_alone(self, request: Request) -> list[int]:
+    def answer_alone(self, request: Request, answer: int = 0) -> list[int]:
         """What the pretended model answers with no batch, no chunks, no blocks and no preemption."""
-        tokens, outputs = list(request.prompt_ids), []
+        tokens, outputs = list(request.prompt_ids), list[int]()
         while len(outputs) < request.sampling.max_tokens and len(tokens) < self.scheduler.limits.max_context:
-            outputs.append(next_token(request.adapter_key, tokens))
+            outputs.append(next_token((request.adapter_key, request.sampling.seed + answer), tokens))
             tokens.append(outputs[-1])
             if outputs[-1] in request.stop_token_ids:
                 break

@@ -14,7 +14,7 @@ def make_sequence(number: int, adapter: str) -> Sequence:
 
 def pop(queue: FairQueue, *, resting: tuple[str, ...] = ()) -> Sequence:
     """Whose turn it is when these adapters may not run."""
-    sequence = queue.next(lambda key: key[0][0] not in resting)
+    sequence = queue.next(lambda sequence: sequence.request.uses[0].digest not in resting)
     assert sequence is not None
     queue.pop(sequence)
     return sequence
