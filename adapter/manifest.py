@@ -21,6 +21,9 @@ from adapter.names import is_digest
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+# What an adapter must answer before it is served; a folder may do without. See adapter.probe.
+PROBE_FILE = "probe.json"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE)
 # A model of 2 TB in shards of 5 GB has 400 files.
 MAX_FILES = 4096
 MAX_PATH_CHARS = 255
@@ -117,13 +120,16 @@ def digest_file(path: str | os.PathLike[str], *, on_bytes: Progress | None = Non
 
 
 def manifest_of_adapter(folder: str | os.PathLike[str], *, on_bytes: Progress | None = None) -> Manifest:
-    """The two files of a PEFT folder; others in it are not part of the adapter. Raises AdapterRefused."""
+    """The two files of a PEFT folder, and its probes if it has any; others are not part of the adapter.
+
+    Raises AdapterRefused.
+    """
     folder = Path(folder)
     reasons = [f"{folder}: {reason}" for reason in _missing(folder)]
     if reasons:
         raise AdapterRefused(reasons)
     try:
-        return _manifest(folder, (CONFIG_FILE, WEIGHTS_FILE), on_bytes)
+        return _manifest(folder, [name for name in ADAPTER_FILES if os.path.lexists(folder / name)], on_bytes)
     except _Unreadable as error:
         raise AdapterRefused([str(error)]) from error
 

@@ -1,6 +1,6 @@
 """The composition root of a worker: builds every part once, connects them, runs until SIGTERM, takes them down.
 
-Nothing else in the worker constructs a long-lived part or starts a thread or a task.
+Nothing else in the worker constructs a long-lived part or starts a thread or a task; `resolution` is a part of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 import kernels
 from adapter.base_model import BaseModelDescription, describe_base_model
 from inference.adapters import AdapterDesk
-from inference.catalog import Catalog, KnownVersion
+from inference.catalog import Catalog
 from inference.engine.engine import Engine
 from inference.engine.kv_cache import KVCache, block_bytes
 from inference.engine.runner import Runner
@@ -36,10 +36,7 @@ from inference.lora.slots import Slots
 from inference.metrics import Metrics
 from inference.models.llama import Llama
 from inference.requests import RequestReader
-from inference.resolver.cache import FileCache
-from inference.resolver.filesystem import FilesystemResolver
-from inference.resolver.registry import RegistryResolver
-from inference.resolver.table import Table
+from inference.resolution import STATE_FILE, open_resolution
 from inference.service import InferenceService
 from inference.settings import Settings
 from inference.streams import Streams
@@ -47,9 +44,7 @@ from inference.tokenizer import Tokenizer
 from inference.watcher import Watcher
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
-from registry.client import RegistryClient
 from registry.resources import Worker as WorkerAccount
-from rpc.channel import connect
 from rpc.server import Service, serve
 
 log = logging.getLogger(__name__)
@@ -58,18 +53,7 @@ log = logging.getLogger(__name__)
 BLOCK_SIZES = {"cpu": 16, "cuda": 256}  # positions of a KV block; on CUDA as few as torch's attention reads
 # For the last messages of streams that have ended to reach their callers.
 LAST_WORDS_S = 2.0
-STATE_FILE = "registry.json"
 WORKER_ID_FILE = "worker_id"
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolution:
-    """How this worker finds adapters: the resolver, what it knows, and the loop that keeps it true."""
-
-    resolver: RegistryResolver | FilesystemResolver
-    table: Table
-    known: list[KnownVersion]
-    client: RegistryClient | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +109,7 @@ async def run(settings: Settings) -> None:
     security.check_listen(settings.listen)  # before the minute that a large model takes
     async with contextlib.AsyncExitStack() as stack:
         core = await stack.enter_async_context(open_core(settings))
-        found = await _resolution(settings, core.described, stack)
+        found = await open_resolution(settings, core.described.digest, stack)
         desk = AdapterDesk(found.resolver, core.adapters)
         stack.push_async_callback(desk.close)
         model = ModelIdentity(
@@ -180,7 +164,7 @@ async def run(settings: Settings) -> None:
                 model.name,
                 model.digest,
                 adapters=core.adapters,
-                known=lambda: [*found.known, *_aliases(found.table)],
+                known=found.resolver.known,
             ),
             facts=facts,
             revision=lambda: found.table.revision,
@@ -252,34 +236,6 @@ def _engine(
         )  # fmt: skip
     scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=block_size, is_prefix_cached=settings.prefix_cache)
     return Engine(Runner(model, kv_cache, bank), scheduler, streams.deliver, on_failure=on_failure), limits
-
-
-async def _resolution(
-    settings: Settings, described: BaseModelDescription, stack: contextlib.AsyncExitStack
-) -> _Resolution:
-    if not settings.registry:
-        folders = await asyncio.to_thread(FilesystemResolver, settings.adapters, base_model_digest=described.digest)
-        known = [KnownVersion(name, version) for name, version in folders.versions.items()]
-        return _Resolution(folders, Table(), known, None)
-    if settings.adapters:
-        raise InvalidRequest("adapters: expected either a registry or local folders, found both", field="adapters")
-    channel = await stack.enter_async_context(connect(settings.registry, security=settings.registry_security()))
-    client = RegistryClient(channel)
-    table = Table.load(settings.state_dir / STATE_FILE)
-    cache = FileCache(settings.state_dir / "adapters", client.read_blob)
-    resolver = RegistryResolver(client, table, cache, base_model_digest=described.digest)
-    return _Resolution(resolver, table, [], client)
-
-
-def _aliases(table: Table) -> Iterable[KnownVersion]:
-    for key in {*table.desired, *table.serving}:
-        current, desired = table.current(key), table.desired.get(key)
-        assert current is not None
-        failures = (
-            [table.failures[one.digest] for one in desired.versions if one.digest in table.failures] if desired else []
-        )
-        # A split is listed by its largest side.
-        yield KnownVersion(str(key), current.main, "; ".join(failures))
 
 
 def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: contextlib.AsyncExitStack) -> Metrics:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from inference.lora.loader import Adapters
-from inference.resolver import Version
+from inference.resolver import KnownVersion
 
 
 class ModelState(enum.Enum):
@@ -18,15 +18,6 @@ class ModelState(enum.Enum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownVersion:
-    """A version under one of its references; `failure` says why it could not be loaded, empty if it could."""
-
-    reference: str
-    version: Version
-    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,15 @@ def _server_options(command: Any) -> Any:
 @click.option("--registry", help="host:port of the registry.  [default: none]")
 @click.option("--registry-token-file", type=click.Path(path_type=Path), help="Holds the token for the registry.")
 @click.option("--registry-ca", type=click.Path(path_type=Path), help="CA of the registry's certificate.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=FOLDER", help="Serve a local folder; repeatable.")
+@click.option(
+    "--adapter", "--lora-modules", "adapters", multiple=True, metavar="NAME=FOLDER",
+    help="Serve a local folder; repeatable. vLLM's JSON form too.",
+)  # fmt: skip
+@click.option("--adapter-dir", "adapter_dirs", multiple=True, metavar="DIR", help="Find adapters here; repeatable.")
+@click.option("--adapter-url", "adapter_urls", multiple=True, metavar="URL", help="And under this URL; repeatable.")
+@click.option("--hub", multiple=True, metavar="NAME=REPO@COMMIT", help="Serve one from the hub; repeatable.")
+@click.option("--hub-token-file", type=click.Path(path_type=Path), help="Holds the token for the hub.")
+@click.option("--resolver", "resolvers", multiple=True, metavar="NAME[=ARG]", help="Use an installed plug-in.")
 @click.option("--listen", help="Address to serve on.  [default: 127.0.0.1:7200]")
 @click.option("--advertise", help="Address to report to the registry.  [default: the listening one]")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="For adapter files and saved state.")

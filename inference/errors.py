@@ -12,6 +12,7 @@ InferenceError
 ├── AdapterLoading            UNAVAILABLE           on its way to memory; come back
 ├── QueueFull                 RESOURCE_EXHAUSTED
 ├── RegistryUnreachable       UNAVAILABLE           and the reference is not known here
+├── SourceUnavailable         UNAVAILABLE           another place of adapters cannot be reached
 ├── Draining                  UNAVAILABLE           the worker is shutting down
 ├── NotImplementedYet         UNIMPLEMENTED
 └── EngineFailed              INTERNAL
@@ -100,6 +101,12 @@ class RegistryUnreachable(InferenceError):
     """The registry cannot be reached and the reference is not known here."""
 
     code, reason = "UNAVAILABLE", "REGISTRY_UNREACHABLE"
+
+
+class SourceUnavailable(InferenceError):
+    """The place that adapters come from cannot be reached."""
+
+    code, reason = "UNAVAILABLE", "SOURCE_UNAVAILABLE"
 
 
 class Draining(InferenceError):

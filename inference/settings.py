@@ -32,12 +32,22 @@ class Settings:
     advertise: str = ""
     """The address that the worker reports to the registry; the listening one when empty."""
     registry: str = ""
-    """host:port of the registry; without one only `adapters` can be served."""
+    """host:port of the registry."""
     registry_token_file: Path | None = None
     """Holds the bearer token that the worker shows to the registry."""
     registry_ca: Path | None = None
     adapters: tuple[str, ...] = ()
-    """NAME=FOLDER of adapters that need no registry."""
+    """NAME=FOLDER, or vLLM's {"name", "path", "base_model_name"}, of adapters that need no registry."""
+    adapter_dirs: tuple[str, ...] = ()
+    """Directories with an adapter in `<base model>/<name>` or `<name>`, looked up when it is asked for."""
+    adapter_urls: tuple[str, ...] = ()
+    """The same under URLs of resolver.url.SCHEMES."""
+    hub: tuple[str, ...] = ()
+    """NAME=OWNER/REPOSITORY@COMMIT[/FOLDER] of adapters from the Hugging Face hub; no others can be asked for."""
+    hub_token_file: Path | None = None
+    """Holds the token to show to the hub; none is shown without it, whatever the environment has."""
+    resolvers: tuple[str, ...] = ()
+    """NAME or NAME=ARGUMENT of installed resolvers of other packages; see resolver.plugins."""
     state_dir: Path = Path.home() / ".local" / "state" / "loraplex" / "worker"
     """Verified adapter files and what the registry last said, so that a worker starts without it."""
     device: str = "cpu"
@@ -118,12 +128,16 @@ class Settings:
 
 _NAMES = frozenset(field.name for field in fields(Settings))
 _PATHS = frozenset(
-    {"model", "state_dir", "registry_ca", "registry_token_file", "tls_cert", "tls_key", "client_ca", "token_file"}
-)
+    {
+        "model", "state_dir", "registry_ca", "registry_token_file", "tls_cert", "tls_key", "client_ca", "token_file",
+        "hub_token_file",
+    }
+)  # fmt: skip
 _BYTES = frozenset({"adapter_memory", "kv_memory"})
 _COUNTS = frozenset(
     {"threads", "max_context", "max_batch", "max_batch_alike", "step_tokens", "max_queue", "max_queue_tokens"}
 )
+_LISTS = frozenset({"adapters", "adapter_dirs", "adapter_urls", "hub", "resolvers"})
 _FLAGS = frozenset({"prefix_cache"})
 _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 _SECONDS = frozenset({"load_wait_s", "drain_s"})
@@ -154,8 +168,9 @@ def _parse(name: str, value: Any) -> Any:
             return int(value)
         if name in _SECONDS:
             return float(value)
-        if name == "adapters" and isinstance(value, str):
-            return tuple(part for part in value.split(",") if part)
+        if name in _LISTS and isinstance(value, str):
+            # JSON has commas of its own.
+            return (value,) if value.lstrip().startswith(("{", "[")) else tuple(filter(None, value.split(",")))
     except ValueError as error:
         expected = str(error) if name in _BYTES | _FLAGS else "a number"
         raise InvalidRequest(f"{name}: expected {expected}, found {value!r}", field=name) from error

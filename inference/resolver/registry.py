@@ -6,9 +6,10 @@ that was made a moment ago, or an exact version, which never changes and is reme
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from adapter.names import Reference
+from adapter.names import DEFAULT_ALIAS, Reference
 from inference.errors import (
     AdapterLoadFailed,
     AdapterNotFound,
@@ -17,7 +18,7 @@ from inference.errors import (
     RegistryUnreachable,
     WrongBaseModel,
 )
-from inference.resolver import Version
+from inference.resolver import KnownVersion, Version
 from inference.resolver.cache import FileCache
 from inference.resolver.table import Key, Table
 from registry.client import RegistryClient
@@ -57,6 +58,20 @@ class RegistryResolver:
     def forget(self, version: Version) -> None:
         """Drops the local files, so that the next fetch transfers them again."""
         self._cache.forget(version.digest)
+
+    def known(self) -> Iterable[KnownVersion]:
+        """As Resolver.known: every alias; a split is listed by its largest side."""
+        table = self._table
+        for key in {*table.desired, *table.serving}:
+            current, desired = table.current(key), table.desired.get(key)
+            assert current is not None
+            wanted = desired.versions if desired is not None else ()
+            failures = [table.failures[one.digest] for one in wanted if one.digest in table.failures]
+            yield KnownVersion(str(key), current.main, "; ".join(failures))
+
+    def has_name(self, name: str) -> bool:
+        """Whether the plain name means something in the registry, as far as this worker knows."""
+        return self._table.current(Key(name, DEFAULT_ALIAS)) is not None
 
     def check_base_model(self, version: Version) -> None:
         """Raises WrongBaseModel when the version was made for other weights than the ones this worker runs."""
