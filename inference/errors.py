@@ -2,7 +2,10 @@
 
 InferenceError
 ├── InvalidRequest            INVALID_ARGUMENT      a prompt or parameter that can never work
-│   └── PromptTooLong         INVALID_ARGUMENT
+│   ├── PromptTooLong         INVALID_ARGUMENT
+│   └── GuideRefused          INVALID_ARGUMENT      a form that is not understood, too large, or that nothing has
+├── GuideTooComplex           FAILED_PRECONDITION   a step through the form is more work than is allowed
+├── AnswerStuck               FAILED_PRECONDITION   no token is left that the request allows
 ├── AdapterNotFound           NOT_FOUND             no such adapter, alias or version
 ├── AdapterRetired            FAILED_PRECONDITION
 ├── WrongBaseModel            FAILED_PRECONDITION   the version is for another base model
@@ -41,6 +44,24 @@ class PromptTooLong(InvalidRequest):
     """The prompt is longer than the context."""
 
     reason = "PROMPT_TOO_LONG"
+
+
+class GuideRefused(InvalidRequest):
+    """The guide's form cannot be followed."""
+
+    reason = "GUIDE_REFUSED"
+
+
+class GuideTooComplex(InferenceError):
+    """A step through the guide's form is more work than is allowed."""
+
+    code, reason = "FAILED_PRECONDITION", "GUIDE_TOO_COMPLEX"
+
+
+class AnswerStuck(InferenceError):
+    """No token is left that the request allows here."""
+
+    code, reason = "FAILED_PRECONDITION", "ANSWER_STUCK"
 
 
 class BaseModelRefused(InferenceError):
