@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from inference.adjustment import Adjustment
-from inference.engine.batch import Batch, HostBatch, lay_out
+from inference.engine.batch import HostBatch, lay_out
 from inference.engine.engine import RequestsFailed
+from inference.engine.graphs import DecodeGraphs, Model
 from inference.engine.kv_cache import KVCache
 from inference.engine.sequence import Chunk, Sampled, Sequence
 from inference.lora.bank import Bank
 from inference.sampling import RowSampling, sample
 
 
-class Model(Protocol):
-    """A decoder: float32 logits [B_sampled, V] of the rows that a batch asks for."""
-
-    def forward(self, batch: Batch, kv: KVCache) -> Tensor: ...
-
-
 class Runner:
-    """One model, its KV cache and its adapters. Called from one thread."""
+    """One model, its KV cache and its adapters. Called from one thread.
 
-    def __init__(self, model: Model, kv_cache: KVCache, bank: Bank) -> None:
+    With `graphs` a step of nothing but decodes is padded and captured, and is one launch when its like comes again.
+    """
+
+    def __init__(self, model: Model, kv_cache: KVCache, bank: Bank, graphs: DecodeGraphs | None = None) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._bank = bank
+        self._graphs = graphs
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
@@ -39,8 +36,12 @@ class Runner:
         the weights that they name; nothing is computed.
         """
         self._check_owners(chunks)
-        batch = self._lay_out(chunks).send(self._kv_cache.device)
-        logits = self._model.forward(batch, self._kv_cache)
+        self._kv_cache.copy_blocks([chunk.copy for chunk in chunks if chunk.copy is not None])
+        host = self._lay_out(chunks)
+        if self._graphs is not None and host.is_decode:
+            logits = self._graphs.logits(host)
+        else:
+            logits = self._model.forward(host.send(self._kv_cache.device), self._kv_cache)
         return sample(logits, [_row(chunk) for chunk in chunks if chunk.samples])
 
     def _lay_out(self, chunks: list[Chunk]) -> HostBatch:
@@ -73,7 +74,7 @@ def _row(chunk: Chunk) -> RowSampling:
         top_k=params.top_k,
         min_p=params.min_p,
         typical_p=params.typical_p,
-        seed=params.seed,
+        seed=(params.seed + chunk.sequence.answer) % 2**64,
         position=chunk.sequence.num_outputs,
         logprobs=params.logprobs,
         adjustment=_adjustment(chunk.sequence) if params.adjusts_logits else None,

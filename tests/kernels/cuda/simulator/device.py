@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -58,6 +58,7 @@ class Device:
         self.stream = Stream(7)
         self.launches: list[Launch] = []
         self._buffers: dict[int, Buffer] = {}
+        self._recorded: list[Callable[[], None]] | None = None
 
     @property
     def properties(self) -> SimpleNamespace:
@@ -95,8 +96,21 @@ class Device:
         ]
         unique = list({buffer.address: buffer for buffer in buffers}.values())
         self._buffers.clear()
-        traffic = module.simulator.launch(name, grid, block, packed, unique, shared_bytes=shared_bytes)
-        self.launches.append(Launch(name, grid, stream.ptr, shared_bytes, traffic))
+
+        def run() -> None:
+            traffic = module.simulator.launch(name, grid, block, packed, unique, shared_bytes=shared_bytes)
+            self.launches.append(Launch(name, grid, stream.ptr, shared_bytes, traffic))
+
+        run()
+        if self._recorded is not None:
+            self._recorded.append(run)
+
+    @contextmanager
+    def recording(self, steps: list[Callable[[], None]]) -> Iterator[None]:
+        """Appends every launch to `steps`, to be done again with the same arguments on the same memory."""
+        self._recorded = steps
+        yield
+        self._recorded = None
 
 
 class RawModule:
