@@ -75,6 +75,7 @@ class Watcher:
         self._changed = asyncio.Event()  # the table or what is served; reconcile and report wait for it
         self._report_due = asyncio.Event()
         self._unsaved = asyncio.Event()
+        table.on_remembered = self._unsaved.set
         self._loading: dict[Key, asyncio.Task[None]] = {}
         self.is_connected = False
 

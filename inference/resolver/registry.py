@@ -41,7 +41,7 @@ class RegistryResolver:
         if version is None:
             version = await self._ask(reference, request_key)
             if reference.alias is None:
-                self._table.versions[version.adapter, version.number] = version
+                self._table.remember(version)
         if self._table.is_retired(version):
             raise AdapterRetired(f"{version.name} was retired; name another version")
         self.check_base_model(version)
@@ -87,7 +87,7 @@ class RegistryResolver:
             return self._table.find_digest(reference.digest)
         assert reference.name is not None
         if reference.number is not None:
-            return self._table.versions.get((reference.name, reference.number))
+            return self._table.find_version(reference.name, reference.number)
         assert reference.alias is not None
         key = Key(reference.name, reference.alias)
         split = self._table.current(key)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from adapter.manifest import Manifest, ManifestFile
 from adapter.splits import FULL_WEIGHT, choose_side
 from inference.resolver import Version
 
+# Exact versions that are kept, a few hundred bytes each; the least recently asked for go first.
+MAX_VERSIONS = 1000
 FORMAT = 2  # of the saved file; another one is ignored, and the registry tells everything again
 
 
@@ -78,11 +81,14 @@ class Table:
     revision: int = 0
     desired: dict[Key, Split] = field(default_factory=dict)
     serving: dict[Key, Split] = field(default_factory=dict)
-    versions: dict[tuple[str, int], Version] = field(default_factory=dict)
-    """Exact versions resolved before; a version never changes, so they hold without the registry."""
+    versions: OrderedDict[tuple[str, int], Version] = field(default_factory=OrderedDict)
+    """Exact versions resolved before, the least recently asked for first; they never change, so they hold without the
+    registry."""
     retired: set[tuple[str, int]] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
     """Why a desired digest could not be loaded."""
+    on_remembered: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+    """Told that an exact version was remembered; whoever saves the table sets it."""
 
     def current(self, key: Key) -> Split | None:
         """What requests for the alias get now."""
@@ -91,6 +97,20 @@ class Table:
     def find_digest(self, digest: str) -> Version | None:
         """A known version with this digest."""
         return next((one for one in (*self.wanted(), *self.versions.values()) if one.digest == digest), None)
+
+    def find_version(self, adapter: str, number: int) -> Version | None:
+        """An exact version resolved before."""
+        version = self.versions.get((adapter, number))
+        if version is not None:
+            self.versions.move_to_end((adapter, number))
+        return version
+
+    def remember(self, version: Version) -> None:
+        """Keeps an exact version, which holds without the registry from now on."""
+        self.versions[version.adapter, version.number] = version
+        while len(self.versions) > MAX_VERSIONS:
+            self.versions.popitem(last=False)
+        self.on_remembered()
 
     def aliases_of(self, version: Version) -> list[str]:
         """Aliases that serve the version now."""
@@ -153,7 +173,7 @@ class Table:
             "revision": self.revision,
             "desired": [_alias(key, split) for key, split in _in_order(self.desired)],
             "serving": [_alias(key, split) for key, split in _in_order(self.serving)],
-            "versions": [_to_document(version) for _, version in sorted(self.versions.items())],
+            "versions": [_to_document(version) for version in self.versions.values()],
             "retired": sorted(self.retired),
         }
         return json.dumps(document)
@@ -171,7 +191,7 @@ class Table:
                 revision=document["revision"],
                 desired=dict(_aliases(document["desired"])),
                 serving=dict(_aliases(document["serving"])),
-                versions={(version.adapter, version.number): version for version in versions},
+                versions=OrderedDict(((version.adapter, version.number), version) for version in versions),
                 retired={(adapter, number) for adapter, number in document["retired"]},
             )
         except FileNotFoundError:

@@ -12,6 +12,7 @@ from typing import Any
 from adapter.manifest import Manifest, ManifestFile
 from inference.errors import AdapterLoadFailed, RegistryUnreachable
 from inference.resolver import Version
+from inference.resolver.registry import to_version
 from inference.resolver.table import Key, Table
 from inference.watcher import Watcher
 from registry.resources import (
@@ -171,6 +172,12 @@ async def test_a_registry_that_cannot_be_reached_is_asked_again(tmp_path: Path) 
         world.messages.put_nowait(promote(1, revision=1))
         await until(lambda: served(table) == 1)
         assert world.loads == [1, 1]
+
+
+async def test_an_exact_version_that_was_resolved_is_saved_too(tmp_path: Path) -> None:
+    async with watching(tmp_path) as (_, table):
+        table.remember(to_version(make_version(3)))
+        await until(lambda: ("sql", 3) in Table.load(tmp_path / "table.json").versions)
 
 
 async def test_a_snapshot_replaces_what_was_known_and_is_saved(tmp_path: Path) -> None:

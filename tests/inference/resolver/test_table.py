@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from adapter.manifest import Manifest, ManifestFile
 from adapter.splits import choose_side
 from inference.resolver import Version
+from inference.resolver import table as table_module
 from inference.resolver.table import Key, Side, Split, Table, save
 
 PRODUCTION = Key("sql", "production")
@@ -90,7 +92,7 @@ def test_a_saved_table_comes_back_whole(tmp_path: Path) -> None:
         revision=7,
         desired={PRODUCTION: split((2, 9000), (1, 1000))},
         serving={PRODUCTION: whole(1)},
-        versions={("sql", 3): make_version(3)},
+        versions=OrderedDict({("sql", number): make_version(number) for number in (5, 3)}),
         retired={("sql", 1)},
     )
     save(tmp_path / "state" / "table.json", table.to_json())
@@ -108,6 +110,19 @@ def test_a_saved_manifest_that_was_edited_is_not_believed(tmp_path: Path) -> Non
     text = (tmp_path / "table.json").read_text()
     (tmp_path / "table.json").write_text(text.replace(f"{1:064x}", f"{2:064x}"))
     assert Table.load(tmp_path / "table.json") == Table()
+
+
+def test_exact_versions_beyond_the_limit_are_forgotten_least_recently_asked_for_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(table_module, "MAX_VERSIONS", 2)
+    table = Table()
+    for number in (1, 2):
+        table.remember(make_version(number))
+    assert table.find_version("sql", 1) == make_version(1)
+    table.remember(make_version(3))
+    assert list(table.versions) == [("sql", 1), ("sql", 3)]
+    assert table.find_version("sql", 2) is None
 
 
 def test_a_snapshot_drops_aliases_that_are_gone_and_says_which_memory_is_free() -> None:
