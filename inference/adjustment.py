@@ -1,6 +1,6 @@
 """What a request changes about a row's logits before a token is chosen. Knows one row; no requests and no batch.
 
-    logits ─► repetition ─► frequency and presence ─► bias ─► banned tokens ─► the choice (see sampling)
+    logits ─► repetition ─► frequency and presence ─► bias ─► allowed ─► delayed tokens ─► the choice (see sampling)
 
 Rows that change nothing never come here.
 """
@@ -26,8 +26,10 @@ class Adjustment:
     frequency_penalty: float = 0.0
     bias: Sequence[tuple[int, float]] = ()
     """(token id, what is added), each id once."""
-    banned: Collection[int] = ()
-    """Tokens that must not be chosen now."""
+    allowed: Sequence[Tensor] = ()
+    """The tokens that may be chosen: those that are True in every one of these, bool [V]."""
+    delayed: Collection[int] = ()
+    """Tokens that are chosen only if no other is left."""
 
 
 def adjust(logits: Tensor, adjustment: Adjustment) -> Tensor:
@@ -35,7 +37,8 @@ def adjust(logits: Tensor, adjustment: Adjustment) -> Tensor:
 
     Semantics: with l a logit and n how often the answer holds its token,
     l / r if l > 0 else l * r, for the repetition penalty r of tokens in the prompt or the answer;
-    then l - n * frequency - [n > 0] * presence; then l + bias; then -inf if banned.
+    then l - n * frequency - [n > 0] * presence; then l + bias; then -inf if not allowed; then -inf if delayed, unless
+    no other token is left. All are -inf if none is allowed.
     Shapes: logits float32 [V], and the same returned. Mutates: nothing.
     Source: Keskar et al. 2019 (CTRL) for repetition; the OpenAI API's reference for frequency and presence.
     """
@@ -51,6 +54,12 @@ def adjust(logits: Tensor, adjustment: Adjustment) -> Tensor:
     if adjustment.bias:
         ids = [token_id for token_id, _ in adjustment.bias]
         adjusted[ids] += torch.tensor([bias for _, bias in adjustment.bias], device=logits.device)
-    if adjustment.banned:
-        adjusted[list(adjustment.banned)] = -torch.inf
+    for allowed in adjustment.allowed:
+        adjusted.masked_fill_(~allowed.to(logits.device), -torch.inf)
+    if adjustment.delayed:
+        delayed = list(adjustment.delayed)
+        kept = adjusted[delayed]
+        adjusted[delayed] = -torch.inf
+        if adjusted.max() == -torch.inf:
+            adjusted[delayed] = kept
     return adjusted

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from inference.adjustment import Adjustment, adjust
+from inference.engine.request import Score
 from inference.engine.sequence import Sampled
+from inference.errors import AnswerStuck, EngineFailed, InferenceError
 
 NUCLEUS_STEPS = (1e-4, 1e-6, 0.0)  # tens, then thousands of tokens are usually this probable; 0 takes all
 UINT64 = (1 << 64) - 1
@@ -44,13 +46,13 @@ class RowSampling:
     adjustment: Adjustment | None = None
 
 
-def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:
+def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | InferenceError]:
     """Choose one token for each row.
 
     Semantics: greedy rows take argmax, the lowest id on a tie; others draw from the filtered distribution.
     Shapes: logits float32 [B, V], one entry of `rows` for each of the B rows. Mutates: nothing.
-    Returns None for a row whose logits hold a NaN or +inf, or whose every token is banned: it has no distribution, and
-    its neighbours must not suffer.
+    A row without a distribution gets its error as a value, since its neighbours must not suffer: EngineFailed when the
+    logits hold a NaN or +inf, AnswerStuck when its adjustment leaves no token.
     """
     assert logits.shape[:-1] == (len(rows),), f"expected logits [{len(rows)}, V], found {tuple(logits.shape)}"
     if not rows:
@@ -59,18 +61,60 @@ def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | None]:
     # A NaN is the largest of its row, so looking at the maxima is enough.
     usable: list[bool] = torch.isfinite(logits.gather(1, top_ids[:, None])).flatten().tolist()
     token_ids: list[int] = top_ids.tolist()
+    found: list[Sampled | InferenceError] = []
     for index, row in enumerate(rows):
         if not usable[index]:
+            found.append(EngineFailed("the logits are not finite numbers"))
             continue
+        chosen: int | None = token_ids[index]
         if row.adjustment is not None:
-            adjusted = adjust(logits[index], row.adjustment)
-            best = int(_argmax(adjusted[None]))
-            usable[index] = bool(torch.isfinite(adjusted[best]))
-            token_ids[index] = _draw(adjusted, row) if usable[index] and row.temperature > 0.0 else best
+            chosen = _choose_adjusted(adjust(logits[index], row.adjustment), row)
         elif row.temperature > 0.0:
-            token_ids[index] = _draw(logits[index], row)
-    reported = _report(logits, rows, token_ids, usable)
-    return [reported.get(index, Sampled(token_ids[index])) if usable[index] else None for index in range(len(rows))]
+            chosen = _draw(logits[index], row)
+        found.append(AnswerStuck() if chosen is None else Sampled(chosen))
+    return _with_scores(logits, rows, found)
+
+
+def score(logits: Tensor, token_ids: Sequence[int], alternatives: Sequence[int]) -> list[Score]:
+    """How likely one token of each row was, and as many of the row's most likely ones.
+
+    Semantics: log_softmax of the logits, natural, before anything is adjusted.
+    Shapes: logits float32 [R, V]; R ids and R numbers of alternatives, each at most V. Mutates: nothing.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    ids = torch.tensor(token_ids, device=logits.device)
+    chosen = logprobs.gather(1, ids[:, None]).flatten().tolist()
+    best = torch.topk(logprobs, max(alternatives, default=0), dim=-1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        Score(logprob, tuple(zip(best_ids[:count], values[:count], strict=True)))
+        for logprob, (best_ids, values), count in zip(chosen, pairs, alternatives, strict=True)
+    ]
+
+
+def _choose_adjusted(adjusted: Tensor, row: RowSampling) -> int | None:
+    best = int(_argmax(adjusted[None]))
+    if not torch.isfinite(adjusted[best]):
+        return None
+    return _draw(adjusted, row) if row.temperature > 0.0 else best
+
+
+def _with_scores(
+    logits: Tensor, rows: Sequence[RowSampling], found: Sequence[Sampled | InferenceError]
+) -> list[Sampled | InferenceError]:
+    """The same with log-probabilities in the rows that ask for them."""
+    scored = list(found)
+    wanted = [
+        (index, chosen.token_id, min(row.logprobs, logits.shape[1]))
+        for index, (row, chosen) in enumerate(zip(rows, found, strict=True))
+        if row.logprobs is not None and isinstance(chosen, Sampled)
+    ]
+    if wanted:
+        indices, token_ids, counts = map(list, zip(*wanted, strict=True))
+        scores = score(logits[indices], token_ids, counts)
+        for index, token_id, one in zip(indices, token_ids, scores, strict=True):
+            scored[index] = Sampled(token_id, one.logprob, one.alternatives)
+    return scored
 
 
 def _argmax(logits: Tensor) -> Tensor:
@@ -151,23 +195,3 @@ def _typical(probabilities: Tensor, typical_p: float) -> Tensor:
     order = torch.sort((information - entropy).abs(), stable=True).indices
     size = 1 + int((shares[order].cumsum(0)[:-1] < typical_p).sum())
     return order[:size].sort().values
-
-
-def _report(
-    logits: Tensor, rows: Sequence[RowSampling], token_ids: Sequence[int], usable: Sequence[bool]
-) -> dict[int, Sampled]:
-    """Log-probabilities of the rows that ask for them, by row."""
-    wanted = [index for index, row in enumerate(rows) if row.logprobs is not None and usable[index]]
-    if not wanted:
-        return {}
-    logprobs = torch.log_softmax(logits[wanted], dim=-1)
-    chosen = logprobs.gather(1, torch.tensor([[token_ids[index]] for index in wanted])).flatten().tolist()
-    most = min(max(rows[index].logprobs or 0 for index in wanted), logits.shape[1])
-    best = torch.topk(logprobs, most, dim=-1)
-    best_ids, best_logprobs = best.indices.tolist(), best.values.tolist()
-    reported = {}
-    for place, index in enumerate(wanted):
-        count = rows[index].logprobs or 0
-        alternatives = tuple(zip(best_ids[place][:count], best_logprobs[place][:count], strict=True))
-        reported[index] = Sampled(token_ids[index], chosen[place], alternatives)
-    return reported

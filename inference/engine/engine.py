@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 from inference.engine.request import Event, Failed, Finished, Request
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Chunk, Sampled
-from inference.errors import Draining, EngineFailed, InvalidRequest, QueueFull
+from inference.errors import Draining, EngineFailed, InferenceError, InvalidRequest, QueueFull
 
 RETRY_AFTER_S = 1.0  # some answers will have ended by then, whatever the model
 
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 class StepRunner(Protocol):
     """Computes a step: what Scheduler.complete takes in. May raise RequestsFailed."""
 
-    def run(self, chunks: list[Chunk]) -> list[Sampled | None]: ...
+    def run(self, chunks: list[Chunk]) -> list[Sampled | InferenceError]: ...
 
 
 class RequestsFailed(Exception):

@@ -12,6 +12,7 @@ from inference.engine.engine import RequestsFailed
 from inference.engine.graphs import DecodeGraphs, Model
 from inference.engine.kv_cache import KVCache
 from inference.engine.sequence import Chunk, Sampled, Sequence
+from inference.errors import InferenceError
 from inference.lora.bank import Bank
 from inference.sampling import RowSampling, sample
 
@@ -29,8 +30,8 @@ class Runner:
         self._graphs = graphs
 
     @torch.inference_mode()
-    def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
-        """One entry for each chunk that samples, in order; None where the logits are not finite numbers.
+    def run(self, chunks: list[Chunk]) -> list[Sampled | InferenceError]:
+        """One entry for each chunk that samples, in order; an error where there is no token to choose.
 
         On a device nothing is waited for but the tokens. Raises RequestsFailed for requests whose slot does not hold
         the weights that they name; nothing is computed.
@@ -90,5 +91,5 @@ def _adjustment(sequence: Sequence) -> Adjustment:
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         bias=params.logit_bias,
-        banned=request.stop_token_ids if sequence.num_outputs < params.min_tokens else (),
+        delayed=request.stop_token_ids if sequence.num_outputs < params.min_tokens else (),
     )

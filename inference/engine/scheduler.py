@@ -29,7 +29,7 @@ from inference.engine.fair_queue import FairQueue
 from inference.engine.prefixes import AdapterKey, BlockKey
 from inference.engine.request import Admitted, Event, Failed, Finished, FinishReason, PromptScored, Request, Token
 from inference.engine.sequence import Chunk, Sampled, Sequence
-from inference.errors import EngineFailed, InferenceError, InvalidRequest, PromptTooLong
+from inference.errors import InferenceError, InvalidRequest, PromptTooLong
 
 _BY_AGE = attrgetter("age")
 
@@ -135,10 +135,10 @@ class Scheduler:
         decodes.sort(key=lambda chunk: [use.slot for use in chunk.sequence.request.uses])
         return decodes + _divide(budget, prefills)
 
-    def complete(self, chunks: list[Chunk], sampled: list[Sampled | None], now_s: float) -> list[Event]:
+    def complete(self, chunks: list[Chunk], sampled: list[Sampled | InferenceError], now_s: float) -> list[Event]:
         """Takes in a step that ran; `sampled` has one entry for each chunk that samples, in order.
 
-        None for a chunk whose logits are not numbers: its request fails, and its neighbours do not.
+        An error for a chunk that could not be answered: its request fails with it, and its neighbours do not.
         """
         tokens = iter(sampled)
         events: list[Event] = []
@@ -147,8 +147,8 @@ class Scheduler:
             token = next(tokens) if chunk.samples else None
             if sequence.request.id not in self._requests:
                 continue  # another answer of it failed in this very step
-            if chunk.samples and token is None:
-                events += self.fail([sequence.request.id], EngineFailed("the logits are not finite numbers"))
+            if isinstance(token, InferenceError):
+                events += self.fail([sequence.request.id], token)
                 continue
             sequence.computed += chunk.length
             self._end_copy(sequence)

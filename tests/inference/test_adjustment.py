@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from inference.adjustment import Adjustment, adjust
+from inference.engine.sequence import Sampled
+from inference.errors import AnswerStuck
 from inference.sampling import RowSampling, sample
 
 VOCAB = 12
@@ -29,8 +31,16 @@ def adjusted_by_definition(logits, adjustment):
         count = list(adjustment.output_ids).count(token)
         value -= count * adjustment.frequency_penalty + (adjustment.presence_penalty if count else 0.0)
         value += dict(adjustment.bias).get(token, 0.0)
-        found.append(-math.inf if token in adjustment.banned else value)
+        found.append(value if all(mask[token] for mask in adjustment.allowed) else -math.inf)
+    others = [value for token, value in enumerate(found) if token not in adjustment.delayed]
+    if max(others, default=-math.inf) > -math.inf:
+        found = [-math.inf if token in adjustment.delayed else value for token, value in enumerate(found)]
     return found
+
+
+def only(*token_ids):
+    """The mask that allows these."""
+    return torch.isin(torch.arange(VOCAB), torch.tensor(token_ids))
 
 
 SETTINGS = {
@@ -40,13 +50,18 @@ SETTINGS = {
     "frequency": {"frequency_penalty": 0.7},
     "negative frequency": {"frequency_penalty": -0.7},
     "bias": {"bias": ((3, 2.5), (0, -100.0))},
-    "banned": {"banned": frozenset({1, 5})},
+    "allowed": {"allowed": (only(1, 5, 7),)},
+    "allowed twice": {"allowed": (only(1, 5, 7), only(0, 5, 7, 9))},
+    "delayed": {"delayed": frozenset({1, 5})},
+    "delayed beside others that are allowed": {"allowed": (only(1, 3),), "delayed": frozenset({1, 5})},
+    "delayed where no other is allowed": {"allowed": (only(1),), "delayed": frozenset({1, 5})},
     "all": {
         "repetition_penalty": 1.2,
         "presence_penalty": -0.5,
         "frequency_penalty": 0.3,
         "bias": ((7, 4.0),),
-        "banned": frozenset({2}),
+        "allowed": (~only(4),),
+        "delayed": frozenset({2}),
     },
 }
 
@@ -86,23 +101,24 @@ def test_the_choice_is_made_from_adjusted_logits_and_the_model_s_own_are_reporte
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_whose_every_token_is_banned_has_no_answer_and_its_neighbour_has(temperature):
+def test_a_row_of_which_no_token_is_allowed_is_stuck_and_its_neighbour_is_not(temperature):
     logits = torch.stack([random_logits(0), random_logits(1)])
     rows = [
-        RowSampling(temperature=temperature, adjustment=Adjustment(banned=range(VOCAB))),
+        RowSampling(temperature=temperature, adjustment=Adjustment(allowed=(only(1), only(2)), delayed=[1])),
         RowSampling(temperature=temperature),
     ]
-    nothing, something = sample(logits, rows)
-    assert nothing is None
-    assert something is not None
+    stuck, chosen = sample(logits, rows)
+    assert isinstance(stuck, AnswerStuck)
+    assert isinstance(chosen, Sampled)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_banned_token_is_never_drawn(temperature):
+def test_only_allowed_tokens_are_drawn(temperature):
     logits = random_logits(3)
-    banned = set(torch.topk(logits, VOCAB - 2).indices.tolist())
+    allowed = only(*torch.topk(logits, 2, largest=False).indices.tolist())
     rows = [
-        RowSampling(temperature=temperature, seed=seed, adjustment=Adjustment(banned=banned)) for seed in range(200)
+        RowSampling(temperature=temperature, seed=seed, adjustment=Adjustment(allowed=(allowed,)))
+        for seed in range(200)
     ]
     drawn = {sampled.token_id for sampled in sample(logits.expand(200, -1), rows)}
-    assert drawn <= set(range(VOCAB)) - banned
+    assert drawn <= set(torch.nonzero(allowed).flatten().tolist())

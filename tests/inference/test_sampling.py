@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from inference.errors import EngineFailed
 from inference.sampling import NUCLEUS_STEPS, RowSampling, sample, uniform
 
 VOCAB = 12
@@ -160,7 +161,9 @@ def test_a_row_that_is_no_distribution_has_no_token_and_leaves_its_neighbours_al
     rows = [RowSampling(temperature=temperature, seed=3, logprobs=1)] * 3
     expected = sample(logits, rows)
     logits[1, 7] = bad
-    assert sample(logits, rows) == [expected[0], None, expected[2]]
+    first, failed, third = sample(logits, rows)
+    assert [first, third] == [expected[0], expected[2]]
+    assert isinstance(failed, EngineFailed)
 
 
 def test_a_row_may_rule_tokens_out_with_minus_infinity():

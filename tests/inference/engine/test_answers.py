@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.engine.request import Failed, FinishReason, PromptScored, Request, SamplingParams
-from inference.errors import InvalidRequest
+from inference.errors import EngineFailed, InvalidRequest
 
 Simulate = Callable[..., Any]
 
@@ -101,7 +101,7 @@ def test_logits_that_are_not_numbers_in_one_answer_fail_the_request_once(simulat
     world.step()
     chunks = world.scheduler.schedule(world.now_s)
     sampled = world.runner.run(chunks)
-    sampled[[chunk.sequence.answer for chunk in chunks].index(1)] = None
+    sampled[[chunk.sequence.answer for chunk in chunks].index(1)] = EngineFailed("no numbers")
     events = world.scheduler.complete(chunks, sampled, world.now_s)
     assert [event.request_id for event in events if isinstance(event, Failed)] == [broken.id]
     world.take(events)

@@ -10,6 +10,7 @@ from inference.engine.kv_cache import KVCache, block_bytes
 from inference.engine.request import Request, SamplingParams, SlotUse
 from inference.engine.runner import Runner
 from inference.engine.sequence import Chunk, Sampled, Sequence
+from inference.errors import EngineFailed
 from inference.lora.bank import Bank
 from inference.models.sites import SitePart, SiteShape
 
@@ -51,9 +52,13 @@ def test_only_chunks_that_reach_the_last_token_are_sampled(kv_cache: KVCache, ba
     assert runner.run(chunks) == [Sampled(5), Sampled(10)]
 
 
-def test_logits_that_are_not_numbers_are_none_and_do_not_touch_their_neighbours(kv_cache: KVCache, bank: Bank) -> None:
+def test_logits_that_are_not_numbers_are_an_error_and_do_not_touch_their_neighbours(
+    kv_cache: KVCache, bank: Bank
+) -> None:
     runner = Runner(LastToken(), kv_cache, bank)
-    assert runner.run([make_chunk([3]), make_chunk([13]), make_chunk([4])]) == [Sampled(4), None, Sampled(5)]
+    first, failed, third = runner.run([make_chunk([3]), make_chunk([13]), make_chunk([4])])
+    assert [first, third] == [Sampled(4), Sampled(5)]
+    assert isinstance(failed, EngineFailed)
 
 
 def test_penalties_see_the_prompt_and_the_answer_and_stop_tokens_wait(kv_cache: KVCache, bank: Bank) -> None:
@@ -62,7 +67,7 @@ def test_penalties_see_the_prompt_and_the_answer_and_stop_tokens_wait(kv_cache: 
         sequence = Sequence(Request("r", (5, 3), params, stop_token_ids=frozenset({4})), 0, blocks=[0])
         sequence.tokens += answered
         [sampled] = Runner(LastToken(), kv_cache, bank).run([Chunk(sequence, 0, len(sequence.tokens), samples=True)])
-        assert sampled is not None
+        assert isinstance(sampled, Sampled)
         return sampled.token_id
 
     assert choose([]) == 4

@@ -194,7 +194,7 @@ def test_logits_that_are_not_numbers_fail_their_own_request_only(simulate: Simul
     world = simulate()
     broken, sound = world.submit(3), world.submit(3)
     chunks = world.scheduler.schedule(0.0)
-    world.take(world.scheduler.complete(chunks, [None, Sampled(7)], 1.0))
+    world.take(world.scheduler.complete(chunks, [EngineFailed("no numbers"), Sampled(7)], 1.0))
     end = world.ends[broken.id]
     assert isinstance(end, Failed)
     assert isinstance(end.error, EngineFailed)
