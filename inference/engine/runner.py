@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from inference.adjustment import Adjustment
 from inference.engine.batch import HostBatch, lay_out
@@ -12,7 +13,6 @@ from inference.engine.engine import RequestsFailed
 from inference.engine.graphs import DecodeGraphs, Model
 from inference.engine.kv_cache import KVCache
 from inference.engine.sequence import Chunk, Sampled, Sequence
-from inference.errors import InferenceError
 from inference.lora.bank import Bank
 from inference.sampling import RowSampling, sample
 
@@ -30,8 +30,8 @@ class Runner:
         self._graphs = graphs
 
     @torch.inference_mode()
-    def run(self, chunks: list[Chunk]) -> list[Sampled | InferenceError]:
-        """One entry for each chunk that samples, in order; an error where there is no token to choose.
+    def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+        """One entry for each chunk that samples, in order; None where the logits are not finite numbers.
 
         On a device nothing is waited for but the tokens. Raises RequestsFailed for requests whose slot does not hold
         the weights that they name; nothing is computed.
@@ -39,11 +39,16 @@ class Runner:
         self._check_owners(chunks)
         self._kv_cache.copy_blocks([chunk.copy for chunk in chunks if chunk.copy is not None])
         host = self._lay_out(chunks)
-        if self._graphs is not None and host.is_decode:
-            logits = self._graphs.logits(host)
-        else:
-            logits = self._model.forward(host.send(self._kv_cache.device), self._kv_cache)
+        try:
+            logits = self._logits(host)
+        finally:
+            self._bank.mark_step()
         return sample(logits, [_row(chunk) for chunk in chunks if chunk.samples])
+
+    def _logits(self, host: HostBatch) -> Tensor:
+        if self._graphs is not None and host.is_decode:
+            return self._graphs.logits(host)
+        return self._model.forward(host.send(self._kv_cache.device), self._kv_cache)
 
     def _lay_out(self, chunks: list[Chunk]) -> HostBatch:
         host = lay_out(chunks, block_size=self._kv_cache.block_size)
@@ -91,5 +96,5 @@ def _adjustment(sequence: Sequence) -> Adjustment:
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         bias=params.logit_bias,
-        delayed=request.stop_token_ids if sequence.num_outputs < params.min_tokens else (),
+        banned=request.stop_token_ids if sequence.num_outputs < params.min_tokens else (),
     )

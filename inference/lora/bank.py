@@ -10,8 +10,7 @@ engine reads the tables while other slots change.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.lora.extents import Extent
+from inference.lora.ordering import ordering_of
 from inference.lora.slots import MAX_SLOTS
 from inference.lora.step import LoraPlan, Tables
 from inference.lora.weights import Layout
@@ -45,6 +45,7 @@ class Bank:
         """The digest whose weights a slot holds. One reader may be the engine's thread, so it is written last."""
         self._arena = torch.empty(capacity_bytes // dtype.itemsize, dtype=dtype, device=device)
         self._num_slots = max_slots
+        self._ordering = ordering_of(self._arena.device)
         parts = [len(site.parts) for site in sites]
         self._first_part = np.array([0, *accumulate(parts)], np.int64)
         num_parts = int(self._first_part[-1])
@@ -81,7 +82,7 @@ class Bank:
         by_part = self._part_places + slot * self._part_widths
         # From elements to float32 numbers: see kernels.Affine.
         vector_start = (layout.vector_start + begin) * self.dtype.itemsize // 4
-        with _beside_steps(self._arena.device):
+        with self._ordering.writing():
             _copy(slab, self._arena[begin : begin + slab.numel()])
             _put(self._a_start, self._site_places + slot, layout.a_start + begin)
             _put(self._ranks, by_part, layout.ranks)
@@ -91,6 +92,10 @@ class Bank:
             _put(self._vector_start, by_part, vector_start)
         self._rank_sums[slot] = np.add.reduceat(layout.ranks, self._first_part[:-1])
         self._has_vectors[slot] = np.add.reduceat(layout.kinds, self._first_part[:-1]) > 0
+
+    def mark_step(self) -> None:
+        """On the engine's thread, when a step is queued, even if it failed: what it reads is not overwritten yet."""
+        self._ordering.mark_step()
 
     def publish(self, slot: int, digest: str) -> None:
         """From here on the slot may be used, by requests for this digest."""
@@ -158,21 +163,6 @@ class Bank:
 
 def _zeros(size: int, dtype: type[np.generic], device: torch.device | str) -> Tensor:
     return torch.from_numpy(np.zeros(size, dtype)).to(device)
-
-
-@contextlib.contextmanager
-def _beside_steps(device: torch.device) -> Iterator[None]:
-    """On a CUDA device, what is queued here goes to a stream of its own and is done when this ends.
-
-    So a step neither waits for a load nor sees half of one; only the thread that loads waits.
-    """
-    if device.type == "cpu":
-        yield
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives it no types
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
 
 
 def _put(table: Tensor, places: NDArray[np.int64], values: NDArray[np.generic]) -> None:
