@@ -48,6 +48,7 @@ class RegistryService(AdminService):
         super().__init__(store)
         self._blobs = blobs
         self._registration = registration
+        self._release = package_version("loraplex")  # reads a file
 
     async def CreateBaseModel(self, request: pb.CreateBaseModelRequest, context: Context) -> pb.CreateBaseModelResponse:
         manifest = _check_base_manifest(messages.read_manifest(request.manifest))
@@ -241,7 +242,7 @@ class RegistryService(AdminService):
 
     async def ResolveAdapter(self, request: pb.ResolveAdapterRequest, context: Context) -> pb.ResolveAdapterResponse:
         reference = check_reference(request.reference, "reference")
-        found = await self._store.aliases.resolve(
+        found = await self._store.references.resolve(
             reference, base_model_digest=request.base_model_digest, request_key=request.request_key
         )
         return pb.ResolveAdapterResponse(version=messages.write_version(found.version), revision=found.revision)
@@ -269,7 +270,7 @@ class RegistryService(AdminService):
             store_id=status.store_id,
             revision=status.revision,
             compacted_revision=status.compacted_revision,
-            server_version=package_version("loraplex"),
+            server_version=self._release,
         )
 
 

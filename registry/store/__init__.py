@@ -12,6 +12,7 @@ from registry.store.compaction import Compaction
 from registry.store.database import Database
 from registry.store.lineage import Lineages
 from registry.store.protection import Protection
+from registry.store.references import References
 from registry.store.signing import Signing
 from registry.store.tokens import Tokens
 from registry.store.versions import Versions
@@ -26,6 +27,7 @@ class Store:
         self.adapters = Adapters(database)
         self.versions = Versions(database)
         self.aliases = Aliases(database)
+        self.references = References(database)
         self.blob_uses = BlobUses(database)
         self.changes = Changes(database)
         self.compaction = Compaction(database)

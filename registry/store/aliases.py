@@ -1,34 +1,30 @@
-"""Aliases in the database: promote, roll back, history, and what a reference means now."""
+"""Aliases in the database: promote, roll back and their history."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, delete, func, insert, literal, select
+from sqlalchemy import Select, delete, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from adapter.names import Reference
-from adapter.splits import FULL_WEIGHT, add_canary, choose_side
+from adapter.splits import FULL_WEIGHT, add_canary
 from registry.documents import decode, encode
 from registry.errors import (
     AliasMoved,
     AliasNotFound,
     InvalidRequest,
     NoEarlierTarget,
-    VersionNotFound,
     VersionRejected,
     VersionRetired,
-    WrongBaseModel,
 )
-from registry.models import AliasChangeRow, AliasRow, AliasTargetRow, RegistryHead, VersionRow
+from registry.models import AliasChangeRow, AliasRow, AliasTargetRow
 from registry.resources import AdapterVersion, Alias, AliasChange, AliasChanged, AliasTarget, VersionState
 from registry.store.adapters import get_adapter
 from registry.store.database import Call, Database, Write
 from registry.store.paging import Page, PageRequest, make_page
-from registry.store.rows import aliases_of, select_aliases, select_versions, version_of
+from registry.store.rows import aliases_of, select_aliases
 from registry.store.signing import check_policy
 from registry.store.versions import get_version
 
@@ -41,14 +37,6 @@ class MovedAlias:
     before: tuple[AliasTarget, ...]
     revision: int
     changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedVersion:
-    """What a reference means, and the revision at which this holds."""
-
-    version: AdapterVersion
-    revision: int
 
 
 class Aliases:
@@ -152,35 +140,6 @@ class Aliases:
                 for row in await session.scalars(query)
             ]
         return make_page(request, listing, found, lambda one: one.revision)
-
-    async def resolve(
-        self, reference: Reference, *, base_model_digest: str = "", request_key: str = ""
-    ) -> ResolvedVersion:
-        """The version that a reference means now, for the caller's base model when its digest is given.
-
-        `request_key` chooses the side of a split, as `adapter.splits` says.
-
-        Raises AdapterNotFound, AliasNotFound, VersionNotFound, VersionRetired and WrongBaseModel.
-        """
-        async with self._database.read() as session:
-            rows = (await session.execute(_select_meant(reference))).all()
-            if not rows:
-                raise await _explain_nothing(session, reference)
-            revision: int = rows[0][-2]
-            if reference.alias is not None:
-                rows = [_choose(reference, rows, request_key)]
-            # A digest may be registered under several names, and for base models that share their shapes.
-            found = [version_of(row[:-2]) for row in rows]
-        served = [one for one in found if base_model_digest in ("", one.base_model_digest)]
-        if not served:
-            raise WrongBaseModel(
-                f"{reference} is for base model {found[0].base_model!r} with digest {found[0].base_model_digest}, "
-                f"not {base_model_digest}",
-                metadata={"base_model": found[0].base_model, "base_model_digest": found[0].base_model_digest},
-            )
-        version = next((one for one in served if one.state != VersionState.RETIRED), served[0])
-        check_promotable(version)
-        return ResolvedVersion(version, revision)
 
 
 def check_promotable(version: AdapterVersion) -> None:
@@ -300,48 +259,3 @@ async def _move(
         message=message,
     )
     return MovedAlias(moved, before, revision.number, changed=True)
-
-
-def _select_meant(reference: Reference) -> Select[Any]:
-    """The versions that a reference may mean, each with the store's revision and its weight; of one digest by age."""
-    query = select_versions().add_columns(select(RegistryHead.revision).scalar_subquery())
-    if reference.alias is not None:
-        return (
-            query.add_columns(AliasTargetRow.weight)
-            .join(
-                AliasTargetRow,
-                (AliasTargetRow.adapter == VersionRow.adapter) & (AliasTargetRow.version == VersionRow.number),
-            )
-            .where(
-                VersionRow.adapter == reference.name,
-                AliasTargetRow.alias == reference.alias,
-                AliasTargetRow.shadow.is_(False),
-            )
-        )
-    query = query.add_columns(literal(FULL_WEIGHT))
-    if reference.digest is not None:
-        return query.where(VersionRow.digest == reference.digest).order_by(VersionRow.revision)
-    return query.where(VersionRow.adapter == reference.name, VersionRow.number == reference.number)
-
-
-def _choose(reference: Reference, rows: Sequence[Any], request_key: str) -> Any:
-    """The row of the side that the key takes."""
-    assert reference.name is not None
-    assert reference.alias is not None
-    by_number = {row[0].number: row for row in rows}
-    sides = [(number, row[-1]) for number, row in by_number.items()]
-    return by_number[choose_side(reference.name, reference.alias, sides, request_key)]
-
-
-async def _explain_nothing(session: AsyncSession, reference: Reference) -> Exception:
-    """Why a reference means nothing. Raises AdapterNotFound when there is not even the adapter."""
-    if reference.digest is not None:
-        return VersionNotFound(f"no version with digest {reference.digest}")
-    assert reference.name is not None
-    row = await get_adapter(session, reference.name)
-    if reference.alias is not None:
-        return alias_not_found(reference.name, reference.alias)
-    return VersionNotFound(
-        f"no version {reference}; the newest is {row.name}:{row.latest_version}",
-        metadata={"adapter": row.name, "version": str(reference.number)},
-    )

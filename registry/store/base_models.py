@@ -106,11 +106,10 @@ class BaseModels:
 
     async def shapes(self, name: str) -> Mapping[str, tuple[int, int]]:
         """The modules of a base model by name, (out_features, in_features). Raises BaseModelNotFound."""
-        async with self._database.read() as session:
-            modules = await session.scalar(select(BaseModelRow.modules).where(BaseModelRow.name == name))
-        if modules is None:
+        rows = await self._database.run(select(BaseModelRow.modules).where(BaseModelRow.name == name))
+        if not rows:
             raise BaseModelNotFound(f"no base model {name!r}; add it first")
-        return {module.name: (module.out_features, module.in_features) for module in modules_of(modules)}
+        return {module.name: (module.out_features, module.in_features) for module in modules_of(rows[0].modules)}
 
     async def list(self, request: PageRequest) -> Page[BaseModel]:
         """Base models by name, without their modules."""

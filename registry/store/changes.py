@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
-from sqlalchemy import and_, exists, select, tuple_
+from sqlalchemy import Row, and_, exists, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from registry.documents import decode
@@ -21,6 +22,8 @@ from registry.store.rows import aliases_of, load_base_models, select_aliases, se
 
 # Revisions or things read at once for one watcher; an event with its manifest is about 2 KiB.
 PAGE = 128
+
+_HEAD = select(RegistryHead.store_id, RegistryHead.revision, RegistryHead.compacted_revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,8 @@ class Changes:
 
     async def status(self) -> Status:
         """The store's identity and revision."""
-        async with self._database.read() as session:
-            return _status_of((await session.scalars(select(RegistryHead))).one())
+        (row,) = await self._database.run(_HEAD)
+        return _status_of(row)
 
     async def page(self, after: int, up_to: int, *, base_model: str = "") -> tuple[Status, tuple[Change, ...]]:
         """The changes in (after, up_to], and the store as the same statement saw it.
@@ -52,30 +55,28 @@ class Changes:
         if base_model:
             wanted = and_(wanted, EventRow.base_model == base_model)
         query = (
-            select(RegistryHead, EventRow.revision, EventRow.document)
+            _HEAD.add_columns(EventRow.revision.label("event_revision"), EventRow.document)
             .outerjoin(EventRow, wanted)
             .order_by(EventRow.revision, EventRow.ordinal)
         )
-        async with self._database.read() as session:
-            rows = (await session.execute(query)).all()
-        head: RegistryHead = rows[0][0]
-        events = [(revision, document) for _, revision, document in rows if revision is not None]
+        rows = await self._database.run(query)
+        events = [(row.event_revision, row.document) for row in rows if row.event_revision is not None]
         changes = tuple(
             Change(revision, tuple(decode(Event, document) for _, document in group))
             for revision, group in groupby(events, key=lambda event: event[0])
         )
-        return _status_of(head), changes
+        return _status_of(rows[0]), changes
 
     @asynccontextmanager
     async def snapshot(self, *, base_model: str = "") -> AsyncIterator[Snapshot]:
         """What exists at one revision. The transaction is open until the block ends, so it must not take long."""
         async with self._database.read() as session:
-            head = (await session.scalars(select(RegistryHead))).one()
+            head = (await session.execute(_HEAD)).one()
             yield Snapshot(_status_of(head), _items(session, base_model))
 
 
-def _status_of(head: RegistryHead) -> Status:
-    return Status(head.store_id, head.revision, head.compacted_revision)
+def _status_of(row: Row[*tuple[Any, ...]]) -> Status:
+    return Status(row.store_id, row.revision, row.compacted_revision)
 
 
 async def _items(session: AsyncSession, base_model: str) -> AsyncIterator[SnapshotItem]:

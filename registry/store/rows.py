@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -34,12 +34,9 @@ from registry.resources import (
     VersionState,
 )
 
-VersionTuple = tuple[VersionRow, str, str, list[str] | None]
-AliasTuple = tuple[AliasRow, int, str, int, bool]
 
-
-def select_versions() -> Select[VersionRow, str, str, list[str] | None]:
-    """Versions with their base model, its digest and the aliases that point at them."""
+def select_versions() -> Select[Any]:
+    """Versions with their base model, its digest and the aliases that point at them, as plain columns."""
     aliases = (
         select(func.array_agg(aggregate_order_by(AliasTargetRow.alias, AliasTargetRow.alias)))
         .where(AliasTargetRow.adapter == VersionRow.adapter, AliasTargetRow.version == VersionRow.number)
@@ -47,42 +44,54 @@ def select_versions() -> Select[VersionRow, str, str, list[str] | None]:
         .scalar_subquery()
     )
     return (
-        select(VersionRow, AdapterRow.base_model, BaseModelRow.digest, aliases)
+        select(
+            *VersionRow.__table__.columns,
+            AdapterRow.base_model,
+            BaseModelRow.digest.label("base_model_digest"),
+            aliases.label("aliases"),
+        )
+        .select_from(VersionRow)
         .join(AdapterRow, AdapterRow.name == VersionRow.adapter)
         .join(BaseModelRow, BaseModelRow.name == AdapterRow.base_model)
     )
 
 
-def version_of(row: VersionTuple) -> AdapterVersion:
+def version_of(row: Row[Any]) -> AdapterVersion:
     """The version of a row of `select_versions`."""
-    version, base_model, base_model_digest, aliases = row
     return AdapterVersion(
-        adapter=version.adapter,
-        number=version.number,
-        digest=version.digest,
-        base_model=base_model,
-        base_model_digest=base_model_digest,
-        manifest=decode(Manifest, version.manifest),
-        rank=version.rank,
-        alpha=version.alpha,
-        target_modules=tuple(version.target_modules),
-        features=tuple(version.features),
-        state=VersionState(version.state),
-        size_bytes=version.size_bytes,
-        rejection_reasons=tuple(version.rejection_reasons),
-        parent=f"{version.parent_adapter}:{version.parent_number}" if version.parent_adapter else "",
-        provenance=decode(Provenance, version.provenance),
-        aliases=tuple(aliases or ()),
-        create_time=version.create_time,
-        revision=version.revision,
-        signature=decode(Signature, version.signature) if version.signature else None,
+        adapter=row.adapter,
+        number=row.number,
+        digest=row.digest,
+        base_model=row.base_model,
+        base_model_digest=row.base_model_digest,
+        manifest=decode(Manifest, row.manifest),
+        rank=row.rank,
+        alpha=row.alpha,
+        target_modules=tuple(row.target_modules),
+        features=tuple(row.features),
+        state=VersionState(row.state),
+        size_bytes=row.size_bytes,
+        rejection_reasons=tuple(row.rejection_reasons),
+        parent=f"{row.parent_adapter}:{row.parent_number}" if row.parent_adapter else "",
+        provenance=decode(Provenance, row.provenance),
+        aliases=tuple(row.aliases or ()),
+        create_time=row.create_time,
+        revision=row.revision,
+        signature=decode(Signature, row.signature) if row.signature else None,
     )
 
 
-def select_aliases() -> Select[AliasRow, int, str, int, bool]:
+def select_aliases() -> Select[Any]:
     """Aliases, one row per target, in the order of (adapter, alias); an alias's largest target first."""
     return (
-        select(AliasRow, AliasTargetRow.version, VersionRow.digest, AliasTargetRow.weight, AliasTargetRow.shadow)
+        select(
+            *AliasRow.__table__.columns,
+            AliasTargetRow.version,
+            VersionRow.digest,
+            AliasTargetRow.weight,
+            AliasTargetRow.shadow,
+        )
+        .select_from(AliasRow)
         .join(
             AliasTargetRow,
             (AliasTargetRow.adapter == AliasRow.adapter) & (AliasTargetRow.alias == AliasRow.alias),
@@ -101,13 +110,12 @@ def select_aliases() -> Select[AliasRow, int, str, int, bool]:
     )
 
 
-def aliases_of(rows: Iterable[AliasTuple]) -> list[Alias]:
+def aliases_of(rows: Iterable[Row[Any]]) -> list[Alias]:
     """The aliases of rows of `select_aliases`, in their order."""
-    found: dict[tuple[str, str], tuple[AliasRow, list[AliasTarget]]] = {}
+    found: dict[tuple[str, str], tuple[Row[Any], list[AliasTarget]]] = {}
     for row in rows:
-        alias, version, digest, weight, shadow = row
-        entry = found.setdefault((alias.adapter, alias.alias), (alias, []))
-        entry[1].append(AliasTarget(version, digest, weight, shadow))
+        entry = found.setdefault((row.adapter, row.alias), (row, []))
+        entry[1].append(AliasTarget(row.version, row.digest, row.weight, row.shadow))
     return [
         Alias(row.adapter, row.alias, tuple(targets), row.protected, row.revision, row.update_time)
         for row, targets in found.values()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from registry.errors import InvalidRequest, TokenNotFound, TokenNotInForce
@@ -126,12 +127,14 @@ class Tokens:
 
     async def find(self, secret_hash: str) -> Token | None:
         """The token with this secret, in force or not."""
-        async with self._database.read() as session:
-            row = await session.scalar(select(TokenRow).where(TokenRow.secret_hash == secret_hash))
-        return None if row is None else token_of(row)
+        rows = await self._database.run(_BY_SECRET, {"secret_hash": secret_hash})
+        return token_of(rows[0]) if rows else None
 
 
-def token_of(row: TokenRow) -> Token:
+_BY_SECRET = select(*TokenRow.__table__.columns).where(TokenRow.secret_hash == bindparam("secret_hash"))
+
+
+def token_of(row: TokenRow | Row[Any]) -> Token:
     """The token of a row."""
     return Token(
         id=row.id,

@@ -37,10 +37,14 @@ class Workers:
             "report_time": func.clock_timestamp(),
             "lease_end": func.clock_timestamp() + timedelta(seconds=lease_s),
         }
-        statement = upsert(WorkerRow).values(id=worker.id, **said)
-        async with self._database.edit() as session:
-            await session.execute(statement.on_conflict_do_update(constraint="pk_workers", set_=said))
-            return (await session.scalars(select(RegistryHead.revision))).one()
+        statement = (
+            upsert(WorkerRow)
+            .values(id=worker.id, **said)
+            .on_conflict_do_update(constraint="pk_workers", set_=said)
+            .returning(select(RegistryHead.revision).scalar_subquery().label("head"))
+        )
+        ((revision,),) = await self._database.run(statement)
+        return int(revision)
 
     async def list(self, request: PageRequest, *, base_model: str = "") -> WorkersPage:
         """Workers by id, LOST where the lease ran out; of one base model when it is given."""
