@@ -1,6 +1,7 @@
 """The registry's latencies and size, over real gRPC and on its own Postgres. Reported, never asserted.
 
-    small, large   100 and 10 000 adapters with 10 versions each: list a page, resolve, snapshot, and their query plans
+    small, large   100 and 10 000 adapters with 10 versions each, in two registries that are asked in turn: list a
+                   page, resolve, snapshot, and their query plans
     watchers       one promotion told to 1 000 watches of one process
     promotion      from the call to the first token by the new version, through a worker (`--worker`)
 
@@ -20,16 +21,17 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 from adapter.base_model import describe_base_model
 from adapter.names import Reference
@@ -57,7 +59,7 @@ WATCHES_PER_CHANNEL = 50
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Seconds, of many; or bytes, where the name says so."""
+    """Seconds, of many; or bytes or a ratio, where the name says so."""
 
     name: str
     p50: float
@@ -98,6 +100,20 @@ async def open_server(folder: Path, database_url: str) -> AsyncIterator[tuple[st
         await process.wait()
 
 
+def new_database(database_url: str, name: str) -> str:
+    """The URL of an empty database on the same server."""
+    with psycopg.connect(connection_string(database_url), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return make_url(database_url).set(database=name).render_as_string(hide_password=False)
+
+
+async def prepare(client: RegistryClient, model: Path) -> None:
+    """The base model, and style:1 and style:2."""
+    await client.create_base_model(BASE, describe_base_model(model))
+    for one in ("pirate", "json"):
+        await client.register(Path("examples/adapters") / one, adapter="style", base_model=BASE)
+
+
 def fill(database_url: str, adapters: int) -> None:
     """Copies the one registered version into so many adapters, each in production at its last version."""
     with psycopg.connect(connection_string(database_url)) as connection:
@@ -129,40 +145,51 @@ def fill(database_url: str, adapters: int) -> None:
         connection.execute("VACUUM ANALYZE")
 
 
-async def timed(count: int, call: Callable[[int], Awaitable[Any]]) -> list[float]:
-    """Seconds of each of so many calls, one after the other; one before them is not counted."""
-    await call(0)
-    found = []
-    for number in range(count):
-        began = time.perf_counter()
-        await call(number)
-        found.append(time.perf_counter() - began)
-    return found
+Work = Callable[[RegistryClient, int, int], Awaitable[None]]
+"""What is timed: the client, how many adapters its registry has, and how often it was done before."""
 
 
-async def measure_size(client: RegistryClient, size: str, rounds: int) -> list[Cell]:
-    adapters = SIZES[size]
+async def resolve(client: RegistryClient, adapters: int, number: int) -> None:
+    await client.resolve(f"adapter-{number * 7919 % adapters + 1:06d}")
 
-    async def resolve(number: int) -> None:
-        await client.resolve(f"adapter-{number * 7919 % adapters + 1:06d}")
 
-    async def snapshot(_: int) -> None:
-        watch = client.watch()
-        async for message in watch:
-            if isinstance(message, SnapshotEnd):
-                break
-        await watch.aclose()
+async def list_all(client: RegistryClient, adapters: int, _: int) -> None:
+    assert len(await client.list_adapters()) >= adapters
 
-    async def whole_list(_: int) -> None:
-        assert len(await client.list_adapters()) >= adapters
 
-    snapshots = await timed(rounds, snapshot)
-    lists = await timed(rounds, whole_list)
-    return [
-        cell(f"{size}: resolve", await timed(RESOLVES, resolve)),
-        cell(f"{size}: list, per 100 adapters", [one / adapters * 100 for one in lists]),
-        cell(f"{size}: snapshot, per 100 aliases", [one / adapters * 100 for one in snapshots]),
-    ]
+async def snapshot(client: RegistryClient, _: int, __: int) -> None:
+    watch = client.watch()
+    async for message in watch:
+        if isinstance(message, SnapshotEnd):
+            break
+    await watch.aclose()
+
+
+async def timed(clients: dict[str, RegistryClient], count: int, work: Work) -> dict[str, list[float]]:
+    """Seconds of each of so many calls, one after the other and the sizes in turn; the first is not counted."""
+    found: dict[str, list[float]] = {size: [] for size in clients}
+    for number in range(count + 1):
+        for size, client in clients.items():
+            began = time.perf_counter()
+            await work(client, SIZES[size], number)
+            found[size].append(time.perf_counter() - began)
+    return {size: seconds[1:] for size, seconds in found.items()}
+
+
+async def measure_sizes(clients: dict[str, RegistryClient], rounds: int) -> list[Cell]:
+    cells = []
+    for what, work, count in (
+        ("resolve", resolve, RESOLVES),
+        ("list, per 100 adapters", list_all, rounds),
+        ("snapshot, per 100 aliases", snapshot, rounds),
+    ):
+        found = await timed(clients, count, work)
+        shares = {size: 1.0 if work is resolve else 100 / SIZES[size] for size in clients}
+        seconds = {size: [one * shares[size] for one in calls] for size, calls in found.items()}
+        cells += [cell(f"{size}: {what}", calls) for size, calls in seconds.items()]
+        pairs = zip(seconds["large"], seconds["small"], strict=True)
+        cells.append(cell(f"large over small: {what}", [large / small for large, small in pairs]))
+    return cells
 
 
 async def explain(database_url: str, adapters: int) -> dict[str, list[str]]:
@@ -188,7 +215,7 @@ async def explain(database_url: str, adapters: int) -> dict[str, list[str]]:
 
     work = {
         "list": lambda: store.adapters.list(PageRequest(size=100)),
-        "resolve": lambda: store.aliases.resolve(Reference.parse(middle)),
+        "resolve": lambda: store.references.resolve(Reference.parse(middle)),
         "snapshot": snapshot,
     }
     for name, call in work.items():
@@ -300,19 +327,23 @@ async def main() -> None:
                 open_server(folder / "registry", postgres.url) as (address, pid),
                 RegistryClient(connect(address)) as client,
             ):
-                await client.create_base_model(BASE, describe_base_model(model))
-                for one in ("pirate", "json"):
-                    await client.register(Path("examples/adapters") / one, adapter="style", base_model=BASE)
+                await prepare(client, model)
                 cells.append(cell("bytes resident, empty", [resident_bytes(pid)]))
                 if arguments.worker:
                     cells += await measure_promotion(address, client, folder, model, 4 * arguments.rounds)
                 cells += await measure_watchers(address, client, arguments.watchers, arguments.rounds)
                 cells.append(cell("bytes resident, after the watches", [resident_bytes(pid)]))
-                for size, adapters in SIZES.items():
-                    await asyncio.to_thread(fill, postgres.url, adapters)
-                    cells += await measure_size(client, size, arguments.rounds)
-                    plans[size] = await explain(postgres.url, adapters)
-                cells.append(cell("bytes resident, at the end", [resident_bytes(pid)]))
+                async with AsyncExitStack() as stack:
+                    clients = {}
+                    for size, adapters in SIZES.items():
+                        url = await asyncio.to_thread(new_database, postgres.url, size)
+                        there, large_pid = await stack.enter_async_context(open_server(folder / size, url))
+                        clients[size] = await stack.enter_async_context(RegistryClient(connect(there)))
+                        await prepare(clients[size], model)
+                        await asyncio.to_thread(fill, url, adapters)
+                        plans[size] = await explain(url, adapters)
+                    cells += await measure_sizes(clients, arguments.rounds)
+                    cells.append(cell("bytes resident, after the large ones", [resident_bytes(large_pid)]))
         finally:
             await postgres.stop()
     _show(console, machine, cells)
@@ -329,7 +360,7 @@ def _show(console: Console, machine: Machine, cells: list[Cell]) -> None:
     for column in ("what", "p50", "p99", "lowest to highest", "of"):
         table.add_column(column, justify="left" if column == "what" else "right", no_wrap=True)
     for one in cells:
-        unit, scale = ("MiB", 2**-20) if "bytes" in one.name else ("ms", 1e3)
+        unit, scale = ("MiB", 2**-20) if "bytes" in one.name else ("x", 1.0) if " over " in one.name else ("ms", 1e3)
         p50, p99, low, high = (value * scale for value in (one.p50, one.p99, one.lowest, one.highest))
         spread = f"{low:.1f} to {high:.1f}"
         table.add_row(one.name, f"{p50:.1f} {unit}", f"{p99:.1f} {unit}", spread, str(one.count))
