@@ -116,13 +116,16 @@ def _read(file: BinaryIO, name: str) -> Header:
     lead = file.read(8)
     if len(lead) < 8:
         raise AdapterRefused([f"{name}: expected at least 8 bytes, found {len(lead)}: the file is truncated"])
-    if lead[:2] == b"PK" or (lead[0] == 0x80 and lead[1] in range(2, 6)):
+    # A length may begin as a pickle does (640 is 80 02 in hex), but only safetensors goes on with a brace.
+    looks_pickled = lead[:2] == b"PK" or (lead[0] == 0x80 and lead[1] in range(2, 6))
+    if looks_pickled and file.read(1) != b"{":
         raise AdapterRefused([f"{name}: expected safetensors, found a pickle, which can run code"])
     length = int.from_bytes(lead, "little")
     if length > MAX_HEADER_BYTES:
         raise AdapterRefused([f"{name}: expected a header of at most {MAX_HEADER_BYTES} bytes, found {length}"])
     if 8 + length > size:
         raise AdapterRefused([f"{name}: expected {length} header bytes, found {size - 8}: the file is truncated"])
+    file.seek(8)
     raw = file.read(length)
     if raw[:1] != b"{":
         raise AdapterRefused([f"{name}: expected the header to begin with '{{', found {raw[:1]!r}"])

@@ -91,6 +91,17 @@ def test_bytes_that_are_no_header_are_refused(tmp_path: Path, raw: bytes, why: s
     assert why in refusal(path)
 
 
+@pytest.mark.parametrize("lead", [b"\x80\x02", b"\x80\x05", b"PK"])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_read(
+    tmp_path: Path, encode_header: Callable[[object], bytes], lead: bytes
+) -> None:
+    length = int.from_bytes(lead, "little")
+    raw = encode_header({"__metadata__": {"format": "x" * (length - len('{"__metadata__": {"format": ""}}'))}})
+    assert raw.startswith(lead)
+    (tmp_path / "long.safetensors").write_bytes(raw)
+    assert read_header(tmp_path / "long.safetensors").data_start == 8 + length
+
+
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter.pt", "adapter.pkl"])
 def test_a_pickle_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"anything")
