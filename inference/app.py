@@ -23,6 +23,7 @@ from adapter.base_model import BaseModelDescription, describe_base_model
 from inference.adapters import AdapterDesk
 from inference.catalog import Catalog
 from inference.engine.engine import Engine
+from inference.engine.graphs import CudaCapture, DecodeGraphs
 from inference.engine.kv_cache import KVCache, block_bytes
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
@@ -235,7 +236,22 @@ def _engine(
             limits.max_context, asked, config.max_positions, num_blocks * block_size,
         )  # fmt: skip
     scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=block_size, is_prefix_cached=settings.prefix_cache)
-    return Engine(Runner(model, kv_cache, bank), scheduler, streams.deliver, on_failure=on_failure), limits
+    runner = Runner(model, kv_cache, bank, _graphs(model, kv_cache, limits))
+    return Engine(runner, scheduler, streams.deliver, on_failure=on_failure), limits
+
+
+def _graphs(model: Llama, kv_cache: KVCache, limits: Limits) -> DecodeGraphs | None:
+    """Where captured decodes are kept; None on a CPU, which has no launches to save."""
+    if model.device.type == "cpu":
+        return None
+    return DecodeGraphs(
+        model,
+        kv_cache,
+        CudaCapture(model.device),
+        vocab_size=model.config.vocab_size,
+        max_rows=limits.max_running,
+        max_blocks=-(-limits.max_context // kv_cache.block_size),
+    )
 
 
 def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: contextlib.AsyncExitStack) -> Metrics:

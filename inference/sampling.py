@@ -59,8 +59,10 @@ def sample(logits: Tensor, rows: Sequence[RowSampling]) -> list[Sampled | Infere
         return []
     top_ids = _argmax(logits)
     # A NaN is the largest of its row, so looking at the maxima is enough.
-    usable: list[bool] = torch.isfinite(logits.gather(1, top_ids[:, None])).flatten().tolist()
-    token_ids: list[int] = top_ids.tolist()
+    is_finite = torch.isfinite(logits.gather(1, top_ids[:, None])).flatten()
+    # Both in one read, as a device is waited for at each.
+    token_ids, is_usable = torch.stack([top_ids, is_finite.to(top_ids.dtype)]).tolist()
+    usable = [bool(number) for number in is_usable]
     found: list[Sampled | InferenceError] = []
     for index, row in enumerate(rows):
         if not usable[index]:
