@@ -27,6 +27,7 @@ MAX_PATTERNS = 4096
 # Expressions with repeats or choices are slow to match; real configurations hold a handful.
 MAX_REGULAR_EXPRESSIONS = 16
 ALL_LINEAR = "all-linear"
+EMBEDDING = "embed_tokens"  # what `trainable_token_indices` means without a name
 
 # PEFT's own defaults, for keys that an older version did not write.
 DEFAULT_RANK = 8
@@ -52,7 +53,6 @@ _NOT_SERVED = {
     "megatron_config": "Megatron layers",
     "monteclora_config": "MonteCLoRA",
     "target_parameters": "LoRA on bare parameters",
-    "trainable_token_indices": "trained tokens",
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QA-LoRA",
 }
@@ -66,7 +66,7 @@ _READ_HERE = frozenset(
     {
         "alpha_pattern", "bias", "ensure_weight_tying", "exclude_modules", "init_lora_weights", "layers_pattern",
         "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save", "peft_type", "r", "rank_pattern",
-        "target_modules", "use_dora", "use_rslora",
+        "target_modules", "trainable_token_indices", "use_dora", "use_rslora",
     }
 )  # fmt: skip
 
@@ -107,6 +107,8 @@ class PeftConfig:
     lora_bias: bool
     ensures_weight_tying: bool
     modules_to_save: tuple[str, ...]
+    trained_tokens: tuple[tuple[str, tuple[int, ...]], ...]
+    """(end of a module's name, token ids): the tokens whose rows were trained by themselves."""
 
     def rank_of(self, module: str) -> int:
         """The rank of one module; the first pattern that matches wins."""
@@ -134,6 +136,7 @@ class PeftConfig:
             "rank_pattern": bool(self.rank_pattern),
             "rslora": self.use_rslora,
             "target_regex": self.targets.expression is not None,
+            "trained_tokens": bool(self.trained_tokens),
         }
         return tuple(sorted(name for name, is_used in found.items() if is_used))
 
@@ -205,6 +208,7 @@ class _Reader:
             lora_bias=self.flag("lora_bias"),
             ensures_weight_tying=self.flag("ensure_weight_tying"),
             modules_to_save=self.saved(),
+            trained_tokens=self.trained_tokens(),
         )
 
     def expected(self, key: str, what: str, found: str) -> None:
@@ -265,6 +269,18 @@ class _Reader:
             self.expected("modules_to_save", f"at most {MAX_PATTERNS} names", str(len(found)))
             return ()
         return tuple(dict.fromkeys(found))
+
+    def trained_tokens(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        found = self.values.get("trainable_token_indices")
+        if _says_nothing(found):
+            return ()
+        by_module: dict[str, Any] = found if isinstance(found, dict) else {EMBEDDING: found}
+        for token_ids in by_module.values():
+            is_list = isinstance(token_ids, list) and all(type(one) is int and one >= 0 for one in token_ids)
+            if not is_list or not token_ids or len(set(token_ids)) < len(token_ids):
+                self.expected("trainable_token_indices", "token ids from 0, each once", _shown_value(token_ids))
+                return ()
+        return tuple((name, tuple(token_ids)) for name, token_ids in by_module.items())
 
     def layers(self) -> frozenset[int] | None:
         found = self.values.get("layers_to_transform")

@@ -7,8 +7,8 @@ module gives it. The registry asks before it stores a version and the worker bef
 A module W [D_out, D_in] is targeted by lora_A [R, D_in] and lora_B [D_out, R]: W·x + scale·B·(A·x). With lora_bias,
 lora_B adds scale·bias [D_out] too. With DoRA, a magnitude [D_out] replaces the norm of each row of W + scale·B·A. An
 embedding W [V, D] is targeted by lora_embedding_A [R, V] and lora_embedding_B [D, R], W[t] + scale·B·A[:, t]: the input
-side only, also where the head is tied. PEFT then saves a copy of the base model's embedding too, which must be equal.
-A norm that was fully trained is in the file under its own name, and replaces the base model's.
+side only, also where the head is tied. A norm that was fully trained is in the file under its own name, and replaces
+the base model's; what a file may hold for the embedding and the head is in `adapter.ends`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapter.config import PeftConfig
+from adapter.ends import KEY_PREFIX, OwnEnd, own_ends
 from adapter.errors import AdapterRefused
 from adapter.header import Header, TensorInfo, shown
 from adapter.targets import is_embedding, is_head, is_head_norm, is_norm, saved, targeted
 
 MAX_RANK = 512
-# PEFT wraps the model twice before it saves, and drops the adapter's own name.
-KEY_PREFIX = "base_model.model."
 DTYPES = ("BF16", "F16", "F32")
 
 # What tensors of features that are not served are called, by a part of the key.
@@ -37,8 +36,9 @@ _FEATURE_OF_KEY = {
     "modules_to_save": "a fully trained module",
 }
 
-# Features that a target makes, not the configuration.
+# Features that a target or the file makes, not the configuration.
 EMBEDDING_LORA, HEAD_LORA = "embedding_lora", "head_lora"
+OWN_VOCABULARY = "own_vocabulary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +70,6 @@ class LoraModule:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseCopy:
-    """A tensor that must equal the weight of a base model's module."""
-
-    module: str
-    key: str
-    shape: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class SavedNorm:
     """A norm of the adapter's own: the key of its weight [width]."""
 
@@ -93,7 +84,7 @@ class AdapterPlan:
 
     modules: tuple[LoraModule, ...]
     norms: tuple[SavedNorm, ...]
-    copies: tuple[BaseCopy, ...]
+    ends: tuple[OwnEnd, ...]
     features: tuple[str, ...]
     num_bytes: int
 
@@ -107,9 +98,11 @@ class AdapterPlan:
         """Whether it has a meaning at another weight than 1 and beside other adapters: that a row's outputs are sums.
 
         DoRA's magnitude is the norm of all that a row applies, so there is none for a part or for a sum of it. A norm's
-        weight takes the place of the base model's, and only one can.
+        weight takes the place of the base model's, and only one can; so do rows of the embedding and the head, of which
+        a copy may hold none that differ: see `inference.lora.rows`.
         """
-        return not self.norms and all(module.magnitude_key is None for module in self.modules)
+        has_rows = any(end.saved_key is not None or end.tokens is not None for end in self.ends)
+        return not self.norms and not has_rows and all(module.magnitude_key is None for module in self.modules)
 
     @property
     def target_modules(self) -> tuple[str, ...]:
@@ -126,19 +119,16 @@ def plan(
     """
     reasons: list[str] = []
     found: list[LoraModule] = []
-    copies: list[BaseCopy] = []
     features = set(config.features)
+    ends = own_ends(config, header, modules, reasons)
     wanted = targeted(config, modules)
     for name in wanted:
         out_features, in_features = modules[name]
         infix, suffix = "lora_", ".weight"
         if is_embedding(name) or is_head(name):
-            _check_ends(name, config, reasons)
+            _check_end(name, ends.get(name), config, reasons, is_resized=_is_resized(name, ends, modules))
             features.add(EMBEDDING_LORA if is_embedding(name) else HEAD_LORA)
-            copy = BaseCopy(name, f"{KEY_PREFIX}{name}.base_layer.weight", modules[name])
-            if copy.key in header.tensors:
-                copies.append(copy)
-                _check_tensor(copy.key, copy.shape, header, reasons)
+            out_features = ends[name].num_rows if name in ends else out_features
         if is_embedding(name):
             out_features, in_features = in_features, out_features
             infix, suffix = "lora_embedding_", ""
@@ -159,31 +149,41 @@ def plan(
     if not wanted:
         reasons.append("target_modules: expected at least one module of the base model, found none that matches")
     norms = _norms(config, header, modules, reasons)
-    used = (
-        {norm.key for norm in norms}
-        | {key for module in found for key in module.shapes}
-        | {copy.key for copy in copies}
-    )
+    for end in ends.values():
+        for key, shape in end.shapes.items():
+            _check_tensor(key, shape, header, reasons)
+        if _is_resized(end.name, ends, modules):
+            features.add(OWN_VOCABULARY)
+    used = {norm.key for norm in norms} | {key for module in found for key in module.shapes}
+    used |= {key for end in ends.values() for key in end.shapes}
     reasons.extend(_why_unused(key, header.tensors[key], modules) for key in header.tensors if key not in used)
     if reasons:
         raise AdapterRefused(reasons)
     num_bytes = sum(info.num_bytes for info in header.tensors.values())
-    return AdapterPlan(tuple(found), norms, tuple(copies), tuple(sorted(features)), num_bytes)
+    return AdapterPlan(tuple(found), norms, tuple(ends.values()), tuple(sorted(features)), num_bytes)
+
+
+def _is_resized(name: str, ends: Mapping[str, OwnEnd], modules: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether the adapter gives an end another number of rows than the base model's."""
+    return name in ends and ends[name].num_rows != modules[name][0]
 
 
 def _norms(
     config: PeftConfig, header: Header, modules: Mapping[str, tuple[int, int]], reasons: list[str]
 ) -> tuple[SavedNorm, ...]:
-    """What `modules_to_save` asks for, in the order of the base model's modules."""
+    """The norms that `modules_to_save` asks for, in the order of the base model's modules."""
     found: set[str] = set()
     for entry, names in saved(config, modules).items():
         if not names:
-            reasons.append(f"modules_to_save: expected names of the base model's norms, found {shown(entry)}")
+            reasons.append(f"modules_to_save: expected names of the base model's modules, found {shown(entry)}")
         found.update(names)
     norms = []
-    for name in (name for name in modules if name in found):
+    for name in (name for name in modules if name in found and not is_embedding(name) and not is_head(name)):
         if is_head_norm(name) or not is_norm(name):
-            reasons.append(f"module {name}: full training of other modules than a layer's norms is not served")
+            reasons.append(
+                f"module {name}: full training of other modules than a layer's norms, the embedding and the head is "
+                "not served"
+            )
             continue
         norm = SavedNorm(name, f"{KEY_PREFIX}{name}.weight", modules[name][0])
         norms.append(norm)
@@ -200,14 +200,18 @@ def _check_module(module: LoraModule, header: Header, reasons: list[str], *, max
         _check_tensor(key, shape, header, reasons)
 
 
-def _check_ends(name: str, config: PeftConfig, reasons: list[str]) -> None:
+def _check_end(name: str, own: OwnEnd | None, config: PeftConfig, reasons: list[str], *, is_resized: bool) -> None:
     """What is served on linear layers and not on the model's ends, its embedding and its head."""
+    if own is not None and (own.saved_key is not None or own.tokens is not None):
+        reasons.append(f"module {name}: expected LoRA or full training of it, found both")
     if config.ensures_weight_tying:
         reasons.append(f"ensure_weight_tying: expected nothing where {name} is targeted, found true (it is not served)")
     if is_embedding(name) and config.use_dora:
         reasons.append(f"module {name}: DoRA on an embedding is not served")
     if is_embedding(name) and config.lora_bias:
         reasons.append(f"module {name}: a bias on an embedding's LoRA is not served")
+    if is_resized and is_head(name) and (config.use_dora or config.lora_bias):
+        reasons.append(f"module {name}: DoRA or a bias beside a resized vocabulary is not served")
 
 
 def _check_tensor(key: str, shape: tuple[int, ...], header: Header, reasons: list[str]) -> None:

@@ -106,7 +106,12 @@ class DecodeGraphs:
         return len(self._captured)
 
     def logits(self, host: HostBatch) -> Tensor:
-        """What the model computes for a decode, float32 [B, V]; true until the next call. Mutates: the KV cache."""
+        """What the model computes for a decode, float32 [B, V]; true until the next call. Mutates: the KV cache.
+
+        A plan that no graph can have is computed as it is, and V may be an adapter's own.
+        """
+        if host.lora is not None and not host.lora.is_capturable:
+            return self._model.forward(host.send(self._kv_cache.device), self._kv_cache)
         padded = pad(host, max_blocks=self._max_blocks)
         key = _key(padded)
         found = self._captured.get(key)

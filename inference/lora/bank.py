@@ -22,7 +22,8 @@ from inference.lora.extents import Extent
 from inference.lora.ordering import ordering_of
 from inference.lora.slots import MAX_SLOTS
 from inference.lora.step import LoraPlan, Tables
-from inference.lora.weights import Layout
+from inference.lora.vocabulary import RowsUse, SlotRows
+from inference.lora.weights import Layout, RowsPlace
 from inference.models.sites import SiteShape
 from kernels.segments import group_entries, group_rows
 from kernels.site import Affine, Site
@@ -58,6 +59,7 @@ class Bank:
         self._vector_start = _zeros(num_parts * max_slots, np.int64, device)
         self._rank_sums = np.zeros((max_slots, len(sites)), np.int32)  # of a slot's parts at a site
         self._has_vectors = np.zeros((max_slots, len(sites)), np.bool_)
+        self._own_rows: dict[int, tuple[SlotRows, ...]] = {}  # of the slots that have any
         # A slot's entry in the flat tables, less what depends on the slot: see _places.
         self._site_places = np.arange(len(sites)) * max_slots
         self._part_widths = np.repeat(parts, parts)
@@ -92,6 +94,9 @@ class Bank:
             _put(self._vector_start, by_part, vector_start)
         self._rank_sums[slot] = np.add.reduceat(layout.ranks, self._first_part[:-1])
         self._has_vectors[slot] = np.add.reduceat(layout.kinds, self._first_part[:-1]) > 0
+        self._own_rows.pop(slot, None)
+        if layout.rows:
+            self._own_rows[slot] = tuple(self._view_rows(place, begin) for place in layout.rows)
 
     def mark_step(self) -> None:
         """On the engine's thread, when a step is queued, even if it failed: what it reads is not overwritten yet."""
@@ -132,12 +137,19 @@ class Bank:
         )
         grouping = group_entries(*entries)
         assert grouping is not None
+        own_rows = tuple(
+            RowsUse(own, np.flatnonzero(np.bincount(entries[0][entries[1] == slot])))
+            for slot in sorted({int(slot) for slot in slots} & self._own_rows.keys())
+            for own in self._own_rows[slot]
+        )
         return LoraPlan(
             Tables(self._arena, self._sites, self._affines),
             grouping,
             grouping if logit_rows is None else group_rows(*entries, wanted=logit_rows, num_rows=int(lengths.sum())),
             max_ranks=tuple(self._rank_sums[slots].max(axis=0).tolist()),
             has_vectors=tuple(self._has_vectors[slots].any(axis=0).tolist()),
+            own_rows=own_rows,
+            logit_own_rows=own_rows if logit_rows is None else tuple(use.of_logits(logit_rows) for use in own_rows),
         )
 
     def _view(self, shape: SiteShape, index: int) -> Site:
@@ -153,6 +165,15 @@ class Bank:
             b_start=self._b_start[by_part].view(n, parts),
             scales=self._scales[by_part].view(n, parts),
         )
+
+    def _view_rows(self, place: RowsPlace, begin: int) -> SlotRows:
+        """A slot's own rows in the arena, whose slab begins there."""
+        token_ids, weight = None, begin + place.weight_start
+        if place.ids_start is not None:
+            at = begin + place.ids_start
+            token_ids = self._arena[at : at + place.count * 4 // self.dtype.itemsize].view(torch.int32)
+        rows = self._arena[weight : weight + place.count * place.width].view(place.count, place.width)
+        return SlotRows(place.site_index, place.vocab_size, token_ids, rows)
 
     def _view_affine(self, shape: SiteShape, index: int) -> Affine:
         n, parts = self._num_slots, len(shape.parts)

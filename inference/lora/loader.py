@@ -36,6 +36,7 @@ from inference.errors import (
 )
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
+from inference.lora.rows import find_rows
 from inference.lora.slots import Slot, Slots
 from inference.lora.weights import Layout, lay_out, read_slab
 from inference.models.sites import SiteShape
@@ -79,6 +80,8 @@ class Lease:
         self.rank = traits.rank
         self.is_composable = traits.is_composable
         """Whether it may be used at another weight than 1 and beside other adapters."""
+        self.vocab_size = traits.vocab_size
+        """Tokens that the adapter knows; None for those of the base model."""
         self._adapters = adapters
         self._entry: Slot | None = slot
 
@@ -104,6 +107,7 @@ class _Traits:
 
     rank: int
     is_composable: bool
+    vocab_size: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,14 +300,14 @@ class Adapters:
             _check_manifest(files.manifest, found)
             header = read_header(weights)
             planned = plan(read_config(files.folder / CONFIG_FILE), header, self._modules, max_rank=self._max_rank)
-            layout = lay_out(planned, self._sites, self._bank.dtype)
+            rows = find_rows(weights, header, planned, base=self._base)
+            layout = lay_out(planned, self._sites, self._bank.dtype, rows=rows)
             self._slots.check_fits(layout.num_elements * self._bank.dtype.itemsize)
             if names := non_finite_tensors(weights, header):
                 raise AdapterRefused(describe_non_finite(names))
-            for copy in planned.copies:
-                self._base.check_copy(weights, header, copy)
-            slab = read_slab(weights, header, layout, self._bank.dtype, base=self._base)
-            return _Weights(slab, layout, _Traits(planned.rank, planned.is_composable))
+            slab = read_slab(weights, header, layout, self._bank.dtype, base=self._base, rows=rows)
+            vocab_size = next((one.vocab_size for one in rows), None)
+            return _Weights(slab, layout, _Traits(planned.rank, planned.is_composable and not rows, vocab_size))
         except AdapterRefused as refused:
             raise AdapterLoadFailed(str(refused), reasons=refused.reasons) from refused
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import kernels
+from inference.lora.vocabulary import RowsUse, replace_embedded, replace_logits
 from kernels.segments import Grouping, Segments
 from kernels.site import Affine, Site
 from kernels.transfer import send
@@ -40,7 +41,8 @@ class LoraPlan:
     grouping: of all rows. logit_grouping: of the rows whose logits are wanted, numbered anew; None if none of them has
     an entry, and the same object as `grouping` where all rows are wanted. max_ranks: for each site the largest sum of
     ranks among the slots of the step, 0 where none of them acts. has_vectors: for each site whether any of them has
-    gains or shifts there.
+    gains or shifts there. own_rows, logit_own_rows: the slots with rows of their own of the embedding or the head, and
+    whose they are, in the numbers of either grouping.
     """
 
     tables: Tables
@@ -48,6 +50,13 @@ class LoraPlan:
     logit_grouping: Grouping | None
     max_ranks: tuple[int, ...]
     has_vectors: tuple[bool, ...]
+    own_rows: tuple[RowsUse, ...] = ()
+    logit_own_rows: tuple[RowsUse, ...] = ()
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether everything that it decides on the host is in its `key`."""
+        return not self.own_rows
 
     @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
@@ -65,7 +74,15 @@ class LoraPlan:
             logit_segments = segments
         elif self.logit_grouping is not None:
             logit_segments = self.logit_grouping.restore(tensors[count:])
-        return LoraStep(self.tables, segments, logit_segments, self.max_ranks, self.has_vectors)
+        return LoraStep(
+            self.tables,
+            segments,
+            logit_segments,
+            self.max_ranks,
+            self.has_vectors,
+            self.own_rows,
+            self.logit_own_rows,
+        )
 
     def send(self, device: torch.device | str) -> LoraStep:
         return self.restore(send(self.arrays, device))
@@ -76,6 +93,7 @@ class LoraPlan:
         So plans of alike batches launch the same kernels on the same grids: see `kernels.segments.Grouping`.
         """
         assert self.logit_grouping is self.grouping, "expected a step that wants the logits of all rows"
+        assert self.is_capturable, "expected no adapter with rows of its own"
         grouping = self.grouping.padded(num_entries=num_entries, num_segments=num_segments, num_rows=num_rows)
         return dataclasses.replace(
             self, grouping=grouping, logit_grouping=grouping, max_ranks=tuple(map(_rounded_rank, self.max_ranks))
@@ -96,6 +114,8 @@ class LoraStep:
     logit_segments: Segments | None
     max_ranks: tuple[int, ...]
     has_vectors: tuple[bool, ...]
+    own_rows: tuple[RowsUse, ...] = ()
+    logit_own_rows: tuple[RowsUse, ...] = ()
 
     def add(self, site_index: int, x: Tensor, y: Tensor) -> None:
         """y [T, D_out] += each row's adapters applied to x [T, D_in]. Mutates: y."""
@@ -108,12 +128,38 @@ class LoraStep:
             kernels.rescale(y, arena, self.tables.affines[site_index], self.segments)
 
     def add_tokens(self, site_index: int, token_ids: Tensor, y: Tensor) -> None:
-        """`add` where row t's features are its token, token_ids int64 [T]. Mutates: y."""
+        """`add` where row t's features are its token, int64 [T], and an adapter's own rows in the place of y's.
+
+        Tokens may be beyond the base model's vocabulary in the rows whose adapter knows them. Mutates: y.
+        """
         arena, max_rank = self.tables.arena, self.max_ranks[site_index]
+        own = [use for use in self.own_rows if use.own.site_index == site_index]
         if max_rank > 0:
             site = self.tables.sites[site_index]
-            s = kernels.look_up(token_ids, arena, site, self.segments, max_rank=max_rank)
+            known = token_ids.clamp(max=site.in_features - 1) if own else token_ids
+            s = kernels.look_up(known, arena, site, self.segments, max_rank=max_rank)
             kernels.expand(s, arena, site, self.segments, y)
+        for use in own:
+            replace_embedded(use, token_ids, y)
+
+    def has_whole_rows(self, site_index: int, num_rows: int) -> bool:
+        """Whether each of the rows has an adapter that leaves nothing of the base model's weight at this site."""
+        own = [use for use in self.own_rows if use.own.site_index == site_index and use.own.is_whole]
+        return sum(use.rows.size for use in own) == num_rows
+
+    def replace_logits(self, site_index: int, x: Tensor, logits: Tensor) -> Tensor:
+        """The logits of x [T, D] where adapters with rows of their own have had their say: float32 [T, V'].
+
+        V' is the largest vocabulary among those of the base model, V, and of the adapters; what a row does not know has
+        the logit -inf. Shapes: logits float32 [T, V]. Mutates: logits.
+        """
+        own = [use for use in self.own_rows if use.own.site_index == site_index]
+        size = max((use.own.vocab_size for use in own), default=0)
+        if size > logits.shape[1]:
+            logits = torch.nn.functional.pad(logits, (0, size - logits.shape[1]), value=-torch.inf)
+        for use in own:
+            replace_logits(use, x, logits)
+        return logits
 
     def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:
         """y [T, D] = w · h / rms(h) in the rows whose adapter has a norm's weight w of its own. Mutates: y."""
@@ -130,7 +176,7 @@ class LoraStep:
         """The same for the rows whose logits are wanted; None where none of them has an adapter."""
         if self.logit_segments is None:
             return None
-        return dataclasses.replace(self, segments=self.logit_segments)
+        return dataclasses.replace(self, segments=self.logit_segments, own_rows=self.logit_own_rows)
 
 
 def _rounded_rank(rank: int) -> int:

@@ -47,18 +47,27 @@ def widen(numbers: Array) -> NDArray[np.float32]:
     return numbers.view(np.float32)
 
 
+def narrow(numbers: NDArray[np.float32], dtype: np.dtype[np.generic], *, what: str) -> Array:
+    """Float32 numbers as float32 or BFLOAT16: the nearest one of each, the even one of two.
+
+    Raises AdapterRefused, naming `what`, where bfloat16 has none.
+    """
+    if dtype != BFLOAT16:
+        return numbers
+    wide = numbers.view(np.uint32)
+    bits = ((wide + np.uint32(0x7FFF) + ((wide >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    if ((bits & 0x7F80) == 0x7F80).any():  # every bit of the exponent: infinity
+        raise AdapterRefused([f"{what}: expected numbers that bfloat16 can hold, found a larger one"])
+    return bits.view(np.int16)
+
+
 def _to_float32(raw: NDArray[np.uint8], info: TensorInfo) -> NDArray[np.float32]:
     if info.dtype == "BF16":
         return widen(raw.view(BFLOAT16))
     return raw.view(np.float16).astype(np.float32) if info.dtype == "F16" else raw.view(np.float32)
 
 
-def _to_bfloat16(raw: NDArray[np.uint8], info: TensorInfo, key: str) -> NDArray[np.int16]:
-    """The nearest bfloat16 of each number, the even one of two, as bits."""
+def _to_bfloat16(raw: NDArray[np.uint8], info: TensorInfo, key: str) -> Array:
     if info.dtype == "BF16":
-        return raw.view(np.int16)
-    wide = _to_float32(raw, info).view(np.uint32)
-    bits = ((wide + np.uint32(0x7FFF) + ((wide >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
-    if ((bits & 0x7F80) == 0x7F80).any():  # every bit of the exponent: infinity
-        raise AdapterRefused([f"tensor {key!r}: expected numbers that bfloat16 can hold, found a larger one"])
-    return bits.view(np.int16)
+        return raw.view(BFLOAT16)
+    return narrow(_to_float32(raw, info), BFLOAT16, what=f"tensor {key!r}")

@@ -20,7 +20,17 @@ class LoraBatch(Protocol):
         """y [T, D_out] += each row's adapters applied to x [T, D_in], at one site. Mutates: y."""
 
     def add_tokens(self, site_index: int, token_ids: Tensor, y: Tensor) -> None:
-        """`add` at the embedding, where a row's features are its token: int64 [T]. Mutates: y."""
+        """`add` at the embedding, where a row's features are its token: int64 [T], beyond the base model's vocabulary
+        where the row's adapter adds tokens. Rows of an adapter's own take the place of y's. Mutates: y."""
+
+    def has_whole_rows(self, site_index: int, num_rows: int) -> bool:
+        """Whether no row needs the base model's weight at this site, because its adapter brings all of its own."""
+
+    def replace_logits(self, site_index: int, x: Tensor, logits: Tensor) -> Tensor:
+        """float32 [T, V'] from [T, V]: the rows' logits where adapters bring rows of the head, for x [T, D].
+
+        V' is the largest vocabulary among them; a token that a row does not know has the logit -inf. Mutates: logits.
+        """
 
     def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:
         """y [T, D] = w · h / rms(h) in the rows whose adapter has a norm's weight w of its own. Mutates: y."""
@@ -63,6 +73,25 @@ class LoraLinear:
         if lora is not None:
             lora.add(self._site_index, x, y)
         return y
+
+
+class LoraHead:
+    """The projection to logits at one site: of the base model and adapters on top, or of an adapter's own rows."""
+
+    def __init__(self, linear: PackedLinear, *, site_index: int, shape: SiteShape) -> None:
+        self._linear = LoraLinear(linear, site_index=site_index, shape=shape)
+        self._site_index = site_index
+        self._vocab_size = shape.out_features
+
+    def __call__(self, x: Tensor, lora: LoraBatch | None) -> Tensor:
+        """Shapes: x [T, D]; returns float32 [T, V], or wider where an adapter adds tokens."""
+        if lora is None:
+            return self._linear(x, None).float()
+        if lora.has_whole_rows(self._site_index, len(x)):
+            logits = x.new_empty((len(x), self._vocab_size), dtype=torch.float32)
+        else:
+            logits = self._linear(x, lora).float()
+        return lora.replace_logits(self._site_index, x, logits)
 
 
 @functools.cache

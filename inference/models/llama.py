@@ -23,7 +23,7 @@ from torch import Tensor
 import kernels
 from inference.models.config import ModelConfig, read_config
 from inference.models.layers import RotaryAngles
-from inference.models.linear import LoraLinear, PackedLinear
+from inference.models.linear import LoraHead, LoraLinear, PackedLinear
 from inference.models.norm import LoraNorm
 from inference.models.precision import choose_precision
 from inference.models.sites import SitePart, SiteShape
@@ -68,10 +68,12 @@ class Llama:
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """Compute every row, fill their places in the cache, and return the logits of `batch.logit_rows`.
 
-        Shapes: returns float32 [B_sampled, V]. Mutates: kv. The caller holds torch.inference_mode.
+        Shapes: returns float32 [B_sampled, V], wider where an adapter of these rows adds tokens to the vocabulary.
+        Mutates: kv. The caller holds torch.inference_mode.
         """
         weights, lora = self._weights, batch.lora
-        residual = torch.nn.functional.embedding(batch.token_ids, weights.embedding)
+        known = batch.token_ids if lora is None else batch.token_ids.clamp(max=self.config.vocab_size - 1)
+        residual = torch.nn.functional.embedding(known, weights.embedding)
         if lora is not None:
             lora.add_tokens(self._ends.embedding, batch.token_ids, residual)
         cos, sin = self._angles(batch.positions)
@@ -87,7 +89,7 @@ class Llama:
         if lora is not None:
             lora = lora.of_logits()
         x = weights.norm(x[batch.logit_rows], lora, residual[batch.logit_rows])
-        return weights.head(x, lora).float()
+        return weights.head(x, lora)
 
     def _attention(
         self, layer: Layer, x: Tensor, batch: Batch, *, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor
@@ -138,7 +140,7 @@ class Weights:
     embedding: Tensor
     layers: tuple[Layer, ...]
     norm: LoraNorm
-    head: LoraLinear
+    head: LoraHead
 
 
 def sites(config: ModelConfig) -> tuple[SiteShape, ...]:
@@ -230,5 +232,5 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dt
         )
     embedding = tensor("model.embed_tokens.weight")
     head = PackedLinear(embedding if config.has_tied_head else tensor("lm_head.weight"))
-    adapted_head = LoraLinear(head, site_index=ends.head, shape=shapes[ends.head])
+    adapted_head = LoraHead(head, site_index=ends.head, shape=shapes[ends.head])
     return Weights(embedding, tuple(layers), norm("model.norm", ends.norm), adapted_head)

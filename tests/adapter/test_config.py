@@ -61,8 +61,6 @@ def test_an_unknown_setting_that_says_something_is_refused_by_name(value: object
 @pytest.mark.parametrize(
     ("key", "value", "feature"),
     [
-        ("trainable_token_indices", [0, 1], "trained tokens"),
-        ("trainable_token_indices", {"embed_tokens": [3]}, "trained tokens"),
         ("alora_invocation_tokens", [1, 2], "aLoRA"),
         ("use_bdlora", {"nblocks": 2}, "block-diagonal"),
         ("use_qalora", True, "QA-LoRA"),
@@ -137,6 +135,23 @@ def test_dora_biases_and_saved_modules_are_read_and_a_bias_beside_dora_is_refuse
     assert parse(modules_to_save=["norm", "norm"]).modules_to_save == ("norm",)
     assert parse(modules_to_save=["norm"]).features == ("modules_to_save",)
     assert "lora_bias: expected no bias on lora_B beside DoRA" in refusal(use_dora=True, lora_bias=True)
+
+
+def test_trained_tokens_are_those_of_the_embedding_unless_it_says_whose() -> None:
+    assert parse(trainable_token_indices=[4, 2]).trained_tokens == (("embed_tokens", (4, 2)),)
+    by_module = {"embed_tokens": [1], "lm_head": [2, 3]}
+    found = parse(trainable_token_indices=by_module)
+    assert found.trained_tokens == (("embed_tokens", (1,)), ("lm_head", (2, 3)))
+    assert found.features == ("trained_tokens",)
+    nothings: tuple[object, ...] = (None, [], {})
+    for nothing in nothings:
+        assert parse(trainable_token_indices=nothing).trained_tokens == ()
+
+
+@pytest.mark.parametrize("value", [[-1], [1, 1], ["a"], [1.0], [True], {"embed_tokens": 3}, {"lm_head": [2, 2]}, "1"])
+def test_trained_tokens_are_distinct_ids(value: object) -> None:
+    with pytest.raises(AdapterRefused, match="trainable_token_indices: expected token ids from 0, each once"):
+        parse(trainable_token_indices=value)
 
 
 def test_scales_follow_ranks_patterns_and_rslora() -> None:

@@ -97,8 +97,7 @@ def test_the_plan_is_what_peft_applies(
     ("choices", "words"),
     [
         ({"target_modules": ["q_proj"], "bias": "lora_only"}, "trained biases"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "full training of other modules"),
-        ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}, "trained tokens"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["k_proj"]}, "full training of other modules"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "keeps the base model's weights"),
         ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 3]]}, "layer replication"),
         ({"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}, "DoRA on an embedding"),
@@ -123,6 +122,40 @@ def test_saved_norms_are_planned_as_peft_wrote_them(tmp_path: Path, modules: dic
         "input_layernorm",
         "post_attention_layernorm",
     }
+
+
+@pytest.mark.parametrize(
+    ("choices", "held"),
+    [
+        ({"modules_to_save": ["lm_head"]}, {"lm_head": "saved"}),
+        ({"modules_to_save": ["embed_tokens"]}, {"model.embed_tokens": "saved"}),
+        (
+            {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+            {"model.embed_tokens": "saved", "lm_head": "copy"},
+        ),
+        ({"trainable_token_indices": [1, 2]}, {"model.embed_tokens": "tokens (1, 2)"}),
+        ({"trainable_token_indices": {"lm_head": [3]}}, {"lm_head": "tokens (3,)"}),
+        (
+            {"trainable_token_indices": {"lm_head": [1], "embed_tokens": [1]}},
+            {"model.embed_tokens": "tokens (1,)", "lm_head": "tokens (1,)"},
+        ),
+        (
+            {"trainable_token_indices": {"lm_head": [1], "embed_tokens": [2]}},
+            {"model.embed_tokens": "tokens (2,)", "lm_head": "tokens (1,)"},
+        ),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, {"model.embed_tokens": "copy"}),
+    ],
+)
+def test_the_ends_are_planned_as_peft_wrote_them(
+    tmp_path: Path, modules: dict[str, tuple[int, int]], choices: dict[str, Any], held: dict[str, str]
+) -> None:
+    save(tmp_path, **{"target_modules": ["q_proj"], **choices})
+    found = {}
+    for end in plan_of(tmp_path, modules).ends:
+        assert (end.num_rows, end.width) == (32, 16)
+        words = [word for word, key in (("saved", end.saved_key), ("copy", end.copy_key)) if key]
+        found[end.name] = " ".join(words + ([f"tokens {end.tokens.token_ids}"] if end.tokens else []))
+    assert found == held
 
 
 def test_an_adapter_for_another_size_is_refused(tmp_path: Path, modules: dict[str, tuple[int, int]]) -> None:

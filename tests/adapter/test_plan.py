@@ -126,7 +126,8 @@ def test_a_scale_that_is_no_number_is_refused(plan_of: PlanOf, tensors: Tensors)
         (f"base_model.model.{Q0}.lora_magnitude_vector", "the configuration does not ask for it"),
         (f"base_model.model.{Q0}.lora_B.bias", "the configuration does not ask for it"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "the configuration does not ask for it"),
-        ("base_model.model.lm_head.base_layer.weight", "a copy of the base model's weights"),
+        (f"base_model.model.{Q0}.base_layer.weight", "a copy of the base model's weights"),
+        ("base_model.model.lm_head.modules_to_save.weight", "a fully trained module"),
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trained tokens"),
         (f"base_model.model.{Q0}.lora_diag", "KaSA"),
         (f"base_model.model.{Q0}.lora_E", "AdaLoRA"),
@@ -197,8 +198,9 @@ def test_saved_norms_are_those_whose_names_end_so(plan_norms: PlanOf, entries: l
         (["model.norm"], [], "'base_model.model.model.norm.weight': expected [8], found no such tensor"),
         (["layernorm"], NORMS[:3], f"'base_model.model.{NORMS[3]}.weight': expected [8], found no such tensor"),
         (["norm"], [*NORMS, "model.norm"], "module model.layers.0.self_attn.q_norm: full training of other modules"),
-        (["lm_head"], [], "module lm_head: full training of other modules than a layer's norms is not served"),
-        (["score"], [], "modules_to_save: expected names of the base model's norms, found 'score'"),
+        (["up_proj"], [], "layers.0.mlp.up_proj: full training of other modules than a layer's norms, the embedding"),
+        (["lm_head"], [], "'base_model.model.lm_head.weight': expected [32, 8], found no such tensor"),
+        (["score"], [], "modules_to_save: expected names of the base model's modules, found 'score'"),
         ([], ["model.norm"], "'base_model.model.model.norm.weight' [8]: expected a name like"),
     ],
 )
@@ -227,21 +229,28 @@ def ends(tensors: Tensors, tiny_modules: Modules, lora_tensors: Any) -> Tensors:
     }
 
 
-def test_an_embedding_is_looked_up_and_its_copy_is_to_be_compared(plan_of: PlanOf, ends: Tensors) -> None:
+def test_an_embedding_is_looked_up_and_its_copy_is_one_of_its_own(plan_of: PlanOf, ends: Tensors) -> None:
     found = plan_of(ends, target_modules=["q_proj", "embed_tokens", "lm_head"])
     embedding, head = found.modules[:2]
     assert (embedding.name, embedding.in_features, embedding.out_features) == ("model.embed_tokens", 32, 8)
     assert (embedding.a_key, embedding.b_key) == (f"{EMBEDDING}.lora_embedding_A", f"{EMBEDDING}.lora_embedding_B")
     assert (head.name, head.in_features, head.out_features) == ("lm_head", 8, 32)
     assert found.features == ("embedding_lora", "head_lora")
-    assert [(copy.module, copy.shape) for copy in found.copies] == [("model.embed_tokens", (32, 8))]
+    assert [(end.name, end.num_rows, end.copy_key) for end in found.ends] == [
+        ("model.embed_tokens", 32, f"{EMBEDDING}.base_layer.weight")
+    ]
     assert found.is_composable
 
 
-def test_a_resized_embedding_is_refused(plan_of: PlanOf, ends: Tensors) -> None:
+def test_lora_goes_with_the_rows_of_a_resized_vocabulary(plan_of: PlanOf, ends: Tensors) -> None:
     ends[f"{EMBEDDING}.base_layer.weight"] = ("BF16", [33, 8], bytes(528))
-    text = refusal(plan_of, ends, target_modules=["q_proj", "embed_tokens", "lm_head"])
-    assert f"'{EMBEDDING}.base_layer.weight': expected [32, 8], found [33, 8]" in text
+    targets = {"target_modules": ["q_proj", "embed_tokens"]}
+    del ends["base_model.model.lm_head.lora_A.weight"], ends["base_model.model.lm_head.lora_B.weight"]
+    assert f"'{EMBEDDING}.lora_embedding_A': expected [4, 33], found [4, 32]" in refusal(plan_of, ends, **targets)
+    ends[f"{EMBEDDING}.lora_embedding_A"] = ("F32", [4, 33], bytes(528))
+    found = plan_of(ends, **targets)
+    assert found.features == ("embedding_lora", "own_vocabulary")
+    assert found.ends[0].num_rows == found.modules[0].in_features == 33
 
 
 @pytest.mark.parametrize(

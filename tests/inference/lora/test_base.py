@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from adapter.errors import AdapterRefused
 from adapter.header import read_header
-from adapter.plan import BaseCopy
 from inference.lora import base
 from inference.lora.base import BaseWeights
+from inference.lora.tensors import BFLOAT16
 
 QUERY = "model.layers.1.self_attn.q_proj"
 
@@ -42,15 +44,28 @@ def test_a_weight_that_is_not_there_is_refused_by_name(tiny_model_dir):
 
 
 @pytest.mark.parametrize("kept_in", [torch.float32, torch.bfloat16])
-def test_a_copy_is_equal_in_whatever_dtype_it_was_kept(kept_in, tiny_model_dir, tmp_path, monkeypatch):
+def test_rows_that_changed_are_found_in_whatever_dtype_they_were_kept(kept_in, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "BLOCK_BYTES", 5 * 32 * 4)
     folder, path = tiny_model_dir("llama"), tmp_path / "adapter_model.safetensors"
-    copy = BaseCopy("model.embed_tokens", "copy", (96, 32))
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].to(kept_in)
     weights = BaseWeights(folder, torch.bfloat16)
-    save_file({"copy": embedding}, path)
-    weights.check_copy(path, read_header(path), copy)
-    embedding[95, 31] += 1.0
-    save_file({"copy": embedding}, path)
-    with pytest.raises(AdapterRefused, match="'copy': expected a copy of the base model's, found one that was changed"):
-        weights.check_copy(path, read_header(path), copy)
+    for changed in ([], [4, 5, 95]):
+        embedding[changed, 31] += 1.0
+        save_file({"copy": embedding}, path)
+        with path.open("rb", buffering=0) as file:
+            found = weights.changed_rows(
+                file, read_header(path), "copy", module=base.EMBEDDING, num_rows=96, dtype=BFLOAT16
+            )
+        assert found.tolist() == changed
+
+
+def test_a_tied_model_that_stores_its_head_once_more_has_the_embedding_as_its_head(tiny_model_dir, tmp_path):
+    folder = tmp_path / "tied"
+    shutil.copytree(tiny_model_dir("llama with a tied head"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": torch.zeros(96, 32)}, folder / "model.safetensors")
+    weights = BaseWeights(folder, torch.float32)
+    assert weights.has_tied_head
+    head, embedding = (next(weights.blocks(name))[1] for name in ("lm_head", "model.embed_tokens"))
+    assert np.array_equal(head, embedding)
+    assert not BaseWeights(tiny_model_dir("llama"), torch.float32).has_tied_head

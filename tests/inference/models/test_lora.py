@@ -55,6 +55,12 @@ class OneAdapter:
     def add_tokens(self, site_index, token_ids, y):
         assert not self.sites[site_index].ranks.any(), "expected no adapter on the embedding"
 
+    def has_whole_rows(self, site_index, num_rows):
+        return False
+
+    def replace_logits(self, site_index, x, logits):
+        return logits
+
     def renorm(self, site_index, h, eps, y):
         assert not self.sites[site_index].ranks.any(), "expected no adapter on a norm"
 
