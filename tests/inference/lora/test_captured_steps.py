@@ -23,6 +23,7 @@ from inference.lora.step import LoraPlan
 from inference.models.llama import Llama
 from kernels import cpu
 from kernels.cuda import attention
+from tests.inference.lora.vectors import add_vectors
 from tests.kernels.cuda.simulator.attention import documented
 from tests.kernels.cuda.simulator.device import Device, installed
 from tests.kernels.cuda.simulator.recording import HostRead, RecordedCapture, opaque
@@ -182,18 +183,7 @@ def test_adapters_that_come_and_go_are_what_a_replay_reads(bank_and_slots, devic
 def test_vectors_norms_and_the_ends_of_the_model_are_captured_too(bank_and_slots, device):
     """Gains and shifts as of DoRA, norms of an adapter's own, rows of the embedding and of the head."""
     model, bank, slots = bank_and_slots
-    one = slots["one"]
-    shapes = model.sites
-    extent = 1 << 18  # elements, past what the adapters take
-    bank._arena[extent:] = torch.randn(bank._arena.numel() - extent).div(8).to(model.dtype)
-    for index, shape in enumerate(shapes):
-        site, affine = bank._sites[index], bank._affines[index]
-        if shape.in_features == 1 or index < 4:
-            affine.kinds[one], affine.starts[one] = (1 if shape.in_features == 1 else 3), extent // 2 + 64
-            bank._has_vectors[one, index] = True
-        elif index >= len(shapes) - 3:
-            site.ranks[one], site.a_start[one], site.b_start[one] = 2, extent + 128, extent + 1024
-            site.scales[one], bank._rank_sums[one, index] = 0.5, 2
+    add_vectors(bank, slots["one"], begin=1 << 18)
     direct, captured = both(model, bank, uses_of(slots, "one", "", "two"))
     capture = RecordedCapture(device)
     graphs = captured.graphs(capture)

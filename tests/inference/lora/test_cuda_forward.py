@@ -16,11 +16,16 @@ import kernels
 import kernels.cuda
 from inference.models.llama import Llama
 from kernels.cuda import attention
+from tests.inference.lora.vectors import add_vectors
 from tests.kernels.cuda.simulator.attention import documented
 from tests.kernels.cuda.simulator.device import Device, installed
 
 TOLERANCE = {"rtol": 0.02, "atol": 0.2}  # of bfloat16 logits of deviation 1, as in tests/inference/models
-RANKS = {"all": dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), 5), "some": {"q": 3, "v": 16, "down": 1}}
+RANKS = {
+    "all": dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), 5),
+    "some": {"q": 3, "v": 16, "down": 1},
+    "vectors": {"o": 2},
+}
 
 
 @pytest.fixture
@@ -47,29 +52,39 @@ def device(monkeypatch):
 
 
 def run_steps(model, bank, slots, *, paged, prompt_ids, ops: ModuleType) -> list[torch.Tensor]:
-    """A prefill of three prompts, then one token for each beside another prompt: logits of all rows."""
-    one, two = slots["all"], slots["some"]
+    """A prefill of four prompts, a token for each beside another prompt, a decode: logits of all rows."""
+    one, two, three = slots["all"], slots["some"], slots["vectors"]
+
+    def lora(uses):
+        return bank.lora_batch(uses).send("cpu")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_ops", lambda _: ops)
         sequences = paged(model)
-        prompts = [("a", prompt_ids(19)), ("b", prompt_ids(3, seed=1)), ("c", prompt_ids(4, seed=2))]
-        uses = [(19, [(one, 1.0)]), (3, []), (4, [(two, 0.5)])]
-        first = sequences.step(prompts, lora=bank.lora_batch(uses).send("cpu"))
-        tokens = [("a", [5]), ("b", [6]), ("c", [7]), ("d", prompt_ids(2, seed=3))]
-        uses = [(1, [(one, 1.0)]), (1, []), (1, [(two, 0.5)]), (2, [(one, 0.5), (two, -1.0)])]
-        return [first, sequences.step(tokens, lora=bank.lora_batch(uses).send("cpu"))]
+        prompts = [("a", prompt_ids(19)), ("b", prompt_ids(3, seed=1)), ("c", prompt_ids(4, seed=2)), ("v", [9, 8, 7])]
+        uses = [(19, [(one, 1.0)]), (3, []), (4, [(two, 0.5)]), (3, [(three, 1.0)])]
+        prefill = sequences.step(prompts, lora=lora(uses))
+        tokens = [("a", [5]), ("b", [6]), ("c", [7]), ("v", [6]), ("d", prompt_ids(2, seed=3))]
+        uses = [(1, [(one, 1.0)]), (1, []), (1, [(two, 0.5)]), (1, [(three, 1.0)]), (2, [(one, 0.5), (two, -1.0)])]
+        mixed = sequences.step(tokens, lora=lora(uses))
+        tokens = [("b", [1]), ("a", [2]), ("c", [3]), ("v", [4])]
+        uses = [(1, []), (1, [(one, 1.0)]), (1, [(two, 0.5)]), (1, [(three, 1.0)])]
+        return [prefill, mixed, sequences.step(tokens, lora=lora(uses))]
 
 
 def test_a_forward_pass_through_the_cuda_ops_is_the_cpus(bank_and_slots, device, paged, prompt_ids):
     from kernels import cpu
 
     model, bank, slots = bank_and_slots
+    add_vectors(bank, slots["vectors"], begin=1 << 18)
     on_cpu = run_steps(model, bank, slots, paged=paged, prompt_ids=prompt_ids, ops=cpu)
     on_cuda = run_steps(model, bank, slots, paged=paged, prompt_ids=prompt_ids, ops=kernels.cuda)
     for actual, expected in zip(on_cuda, on_cpu, strict=True):
         torch.testing.assert_close(actual, expected, **TOLERANCE)
     launched = Counter(launch.name for launch in device.launches)
-    assert set(launched) == {"shrink_tiles", "expand_tiles", "shrink_rows", "expand_composed", "write_kv"}
-    num_layers, num_steps = model.config.num_layers, 2
-    assert launched.pop("write_kv") == num_steps * num_layers
-    assert launched.total() <= 8 * num_steps * num_layers, "more than 8 LoRA launches in a layer"
+    assert {name for kernel in kernels.cuda.KERNELS if (name := kernel.name) not in launched} == set()
+    num_layers, num_steps = model.config.num_layers, 3
+    assert launched["write_kv"] == num_steps * num_layers
+    added = sum(count for name, count in launched.items() if name.startswith(("shrink", "expand")))
+    at_ends = 4 * num_steps  # shrink or look_up, and expand, at the embedding and at the head
+    assert added <= 8 * num_steps * num_layers + at_ends, "more than 8 LoRA launches in a layer"
