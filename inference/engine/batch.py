@@ -137,6 +137,11 @@ def lay_out(chunks: Sequence[Chunk], *, block_size: int) -> HostBatch:
     tables[np.arange(tables.shape[1]) < num_blocks[:, None]] = np.fromiter(blocks, np.int32, count=num_blocks.sum())
     block = tables[np.repeat(np.arange(count), lengths), positions // block_size].astype(np.int64)
     samples = np.fromiter((chunk.samples for chunk in chunks), np.bool_, count=count)
+    logit_rows = ends[samples] - 1
+    scored = np.fromiter((chunk.num_scored for chunk in chunks), np.int64, count=count)
+    if scored.any():
+        is_scored = np.arange(num_rows) < np.repeat(ends - lengths + scored, lengths)
+        logit_rows = np.union1d(np.flatnonzero(is_scored), logit_rows)
     return HostBatch(
         token_ids=np.fromiter(tokens, np.int64, count=num_rows),
         positions=positions,
@@ -144,6 +149,6 @@ def lay_out(chunks: Sequence[Chunk], *, block_size: int) -> HostBatch:
         query_starts=np.concatenate(([0], ends)).astype(np.int32),
         context_lens=(starts + lengths).astype(np.int32),
         block_tables=tables,
-        logit_rows=ends[samples] - 1,
+        logit_rows=logit_rows,
         lora=None,
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from inference.engine.constraint import Constraint
 from inference.errors import InferenceError, InvalidRequest
 
 MAX_ANSWERS = 16
@@ -94,7 +95,7 @@ class Request:
 
     answers: how many to give. Each is what a request of its own with the seed plus its number would get; the prompt is
     computed once for all. tenant: whose share of the worker it takes. priority: the higher goes first among waiting
-    requests of its tenant; see engine/fair_queue.
+    requests of its tenant; see engine/fair_queue. constraints: what each of the answers obeys, all at once.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Request:
     answers: int = 1
     tenant: str = ""
     priority: int = 0
+    constraints: tuple[Constraint, ...] = ()
     adapter_key: tuple[tuple[str, float], ...] = field(init=False)
     """Identity of the weights that answer: equal keys mean equal weights. Always the digests, never the slots."""
 

@@ -7,14 +7,14 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from inference.adjustment import Adjustment
 from inference.engine.batch import HostBatch, lay_out
+from inference.engine.choosing import choose
 from inference.engine.engine import RequestsFailed
 from inference.engine.graphs import DecodeGraphs, Model
 from inference.engine.kv_cache import KVCache
-from inference.engine.sequence import Chunk, Sampled, Sequence
+from inference.engine.sequence import Chunk, Sampled
+from inference.errors import InferenceError
 from inference.lora.bank import Bank
-from inference.sampling import RowSampling, sample
 
 
 class Runner:
@@ -30,8 +30,8 @@ class Runner:
         self._graphs = graphs
 
     @torch.inference_mode()
-    def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
-        """One entry for each chunk that samples, in order; None where the logits are not finite numbers.
+    def run(self, chunks: list[Chunk]) -> list[Sampled | InferenceError]:
+        """One entry for each chunk that samples, in order; an error where there is no token to choose.
 
         On a device nothing is waited for but the tokens. Raises RequestsFailed for requests whose slot does not hold
         the weights that they name; nothing is computed.
@@ -43,7 +43,7 @@ class Runner:
             logits = self._logits(host)
         finally:
             self._bank.mark_step()
-        return sample(logits, [_row(chunk) for chunk in chunks if chunk.samples])
+        return choose(logits, chunks)
 
     def _logits(self, host: HostBatch) -> Tensor:
         if self._graphs is not None and host.is_decode:
@@ -70,31 +70,3 @@ class Runner:
                 f"slot {use.slot}: expected the weights of {use.digest}, found those of {owner}",
                 request_ids=list({request_id: None for request_id, _, _ in wrong}),
             )
-
-
-def _row(chunk: Chunk) -> RowSampling:
-    params = chunk.sequence.request.sampling
-    return RowSampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        min_p=params.min_p,
-        typical_p=params.typical_p,
-        seed=(params.seed + chunk.sequence.answer) % 2**64,
-        position=chunk.sequence.num_outputs,
-        logprobs=params.logprobs,
-        adjustment=_adjustment(chunk.sequence) if params.adjusts_logits else None,
-    )
-
-
-def _adjustment(sequence: Sequence) -> Adjustment:
-    request, params = sequence.request, sequence.request.sampling
-    return Adjustment(
-        prompt_ids=request.prompt_ids,
-        output_ids=sequence.tokens[len(request.prompt_ids) :],
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        bias=params.logit_bias,
-        banned=request.stop_token_ids if sequence.num_outputs < params.min_tokens else (),
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inference.engine import prefixes
+from inference.engine.constraint import Walk
 from inference.engine.request import Request, Score
 
 
@@ -47,10 +48,13 @@ class Sequence:
     """Of the prompt's tokens from the second on, as far as the runner has computed them, if they were asked for."""
     is_scored: bool = False
     """Whether its owner has those."""
+    walks: tuple[Walk, ...] = field(init=False)
+    """Its own way through each constraint of the request; functions of its tokens, so preemption leaves them be."""
     _keys: list[prefixes.BlockKey] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
+        self.walks = tuple(constraint.begin() for constraint in self.request.constraints)
 
     def block_keys(self, count: int, *, block_size: int) -> list[prefixes.BlockKey]:
         """The keys of its first `count` blocks, whose tokens are all known."""
@@ -106,6 +110,14 @@ class Chunk:
     length: int
     samples: bool
     copy: tuple[int, int] | None = None
+
+    @property
+    def num_scored(self) -> int:
+        """Rows from its first on whose logits score the prompt's next token: of a request that asked, and once."""
+        sequence = self.sequence
+        if sequence.request.sampling.prompt_logprobs is None or sequence.is_scored:
+            return 0
+        return max(0, min(self.start + self.length, len(sequence.request.prompt_ids) - 1) - self.start)
 
     @property
     def token_ids(self) -> list[int]:
