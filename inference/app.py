@@ -36,6 +36,7 @@ from inference.lora.loader import Adapters
 from inference.lora.slots import Slots
 from inference.metrics import Metrics
 from inference.models.llama import Llama
+from inference.push import Pushes
 from inference.requests import RequestReader
 from inference.resolution import STATE_FILE, open_resolution
 from inference.service import InferenceService
@@ -108,8 +109,28 @@ async def run(settings: Settings) -> None:
     EngineFailed when the engine ended by itself: whoever watches the process starts it again."""
     security = settings.security()
     security.check_listen(settings.listen)  # before the minute that a large model takes
+    async with open_core(settings) as core, open_service(settings, core) as service:
+        await serve(
+            [
+                Service(
+                    pb.DESCRIPTOR.services_by_name["InferenceService"],
+                    pb_grpc.add_InferenceServiceServicer_to_server,
+                    service,
+                )
+            ],
+            listen=settings.listen,
+            security=security,
+            drain_s=LAST_WORDS_S,
+            on_ready=lambda port: log.info("worker %s serves on port %d", service.worker_id, port),
+            on_drain=functools.partial(service.drain, settings.drain_s),
+            until=core.failure,
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_service(settings: Settings, core: Core) -> AsyncIterator[InferenceService]:
+    """The worker's door, with everything between it and the core. Raises InferenceError."""
     async with contextlib.AsyncExitStack() as stack:
-        core = await stack.enter_async_context(open_core(settings))
         found = await open_resolution(settings, core.described.digest, stack)
         desk = AdapterDesk(found.resolver, core.adapters)
         stack.push_async_callback(desk.close)
@@ -141,6 +162,8 @@ async def run(settings: Settings) -> None:
                     adapters=(),
                 ),
             )
+            following = asyncio.create_task(watcher.run(), name="watcher")
+            stack.push_async_callback(_cancel, following)
         reader = RequestReader(model, core.tokenizer)
         generation = Generation(
             model=model,
@@ -152,42 +175,28 @@ async def run(settings: Settings) -> None:
             metrics=_metrics(settings, core.engine, core.adapters, stack),
             revision=lambda: found.table.revision,
         )
-        service = InferenceService(
+        pushes = Pushes(
+            found,
+            desk,
+            core.adapters,
+            base_model_digest=model.digest,
+            max_bytes=settings.push_bytes,
+            allowed=settings.pushes,
+        )
+        yield InferenceService(
             model=model,
             tokenizer=core.tokenizer,
             reader=reader,
             generation=generation,
+            pushes=pushes,
             desk=desk,
             engine=core.engine,
             adapters=core.adapters,
             streams=core.streams,
-            catalog=Catalog(
-                model.name,
-                model.digest,
-                adapters=core.adapters,
-                known=found.resolver.known,
-            ),
+            catalog=Catalog(model.name, model.digest, adapters=core.adapters, known=found.resolver.known),
             facts=facts,
             revision=lambda: found.table.revision,
             is_connected=lambda: watcher is not None and watcher.is_connected,
-        )
-        if watcher is not None:
-            following = asyncio.create_task(watcher.run(), name="watcher")
-            stack.push_async_callback(_cancel, following)
-        await serve(
-            [
-                Service(
-                    pb.DESCRIPTOR.services_by_name["InferenceService"],
-                    pb_grpc.add_InferenceServiceServicer_to_server,
-                    service,
-                )
-            ],
-            listen=settings.listen,
-            security=security,
-            drain_s=LAST_WORDS_S,
-            on_ready=lambda port: log.info("worker %s serves on port %d", facts.worker_id, port),
-            on_drain=functools.partial(service.drain, settings.drain_s),
-            until=core.failure,
         )
 
 

@@ -14,6 +14,10 @@ InferenceError
 ├── AdapterMemoryFull         RESOURCE_EXHAUSTED    everything in memory is in use
 ├── AdapterLoading            UNAVAILABLE           on its way to memory; come back
 ├── QueueFull                 RESOURCE_EXHAUSTED
+├── NameTaken                 FAILED_PRECONDITION   a name to push that is the registry's
+├── PushesOff                 FAILED_PRECONDITION
+├── TooManyPushes             RESOURCE_EXHAUSTED
+├── PushStalled               ABORTED               nothing came for too long
 ├── RegistryUnreachable       UNAVAILABLE           and the reference is not known here
 ├── SourceUnavailable         UNAVAILABLE           another place of adapters cannot be reached
 ├── Draining                  UNAVAILABLE           the worker is shutting down
@@ -116,6 +120,30 @@ class QueueFull(InferenceError):
     """The queue is full."""
 
     code, reason = "RESOURCE_EXHAUSTED", "QUEUE_FULL"
+
+
+class NameTaken(InferenceError):
+    """The registry has an adapter of this name."""
+
+    code, reason = "FAILED_PRECONDITION", "NAME_TAKEN"
+
+
+class PushesOff(InferenceError):
+    """This worker takes no pushes."""
+
+    code, reason = "FAILED_PRECONDITION", "PUSHES_OFF"
+
+
+class TooManyPushes(InferenceError):
+    """Too many pushes are under way."""
+
+    code, reason = "RESOURCE_EXHAUSTED", "TOO_MANY_PUSHES"
+
+
+class PushStalled(InferenceError):
+    """The push stopped coming."""
+
+    code, reason = "ABORTED", "PUSH_STALLED"
 
 
 class RegistryUnreachable(InferenceError):

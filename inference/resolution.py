@@ -1,6 +1,6 @@
 """The part of the composition root that builds a worker's resolvers, in the order in which they are asked.
 
-    pushed      what a trainer pushed into this worker          unless the registry has the name
+    pushed      what a trainer pushed into this worker          unless the registry has the name, or with --pushes any
     modules     --adapter, --lora-modules                       unless the registry has the name
     registry    --registry
     directories --adapter-dir, in their order
@@ -79,7 +79,7 @@ async def open_resolution(settings: Settings, digest: str, stack: contextlib.Asy
     def is_taken(adapter: str) -> bool:
         return registry is not None and registry.has_name(adapter)
 
-    pushed = PushedResolver(is_taken=is_taken)
+    pushed = PushedResolver(is_taken=lambda adapter: settings.pushes != "any" and is_taken(adapter))
     links: dict[str, Resolver] = {PUSHED: pushed}
     if modules:
         links["modules"] = await asyncio.to_thread(

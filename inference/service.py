@@ -18,6 +18,8 @@ from inference.errors import Draining, InvalidRequest, NotImplementedYet
 from inference.generation import Generation
 from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.loader import Adapters
+from inference.push import Pushes
+from inference.push_requests import read_chunks, read_header
 from inference.requests import RequestReader
 from inference.streams import Streams
 from inference.tokenizer import Tokenizer
@@ -41,6 +43,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         adapters: Adapters,
         streams: Streams,
         generation: Generation,
+        pushes: Pushes,
         catalog: Catalog,
         facts: WorkerFacts,
         revision: Callable[[], int],
@@ -51,6 +54,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self._tokenizer = tokenizer
         self._reader = reader
         self._generation = generation
+        self._pushes = pushes
         self._desk = desk
         self._engine = engine
         self._adapters = adapters
@@ -62,6 +66,10 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self._start_time = Timestamp()
         self._start_time.GetCurrentTime()
         self._is_draining = False
+
+    @property
+    def worker_id(self) -> str:
+        return self._facts.worker_id
 
     async def drain(self, limit_s: float) -> None:
         """Refuses new work from now on; returns when what runs has ended, which the engine sees to after `limit_s`."""
@@ -186,4 +194,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         request_iterator: AsyncIterator[pb.PushAdapterRequest],
         context: grpc.aio.ServicerContext[pb.PushAdapterRequest, pb.PushAdapterResponse],
     ) -> pb.PushAdapterResponse:
-        raise NotImplementedYet("PushAdapter is not part of this release")
+        if self._is_draining:
+            raise Draining(retry_after_s=1.0)
+        version = await self._pushes.push(await read_header(request_iterator), read_chunks(request_iterator))
+        return pb.PushAdapterResponse(adapter=messages.served(version, 1.0))

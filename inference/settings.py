@@ -50,6 +50,10 @@ class Settings:
     """NAME or NAME=ARGUMENT of installed resolvers of other packages; see resolver.plugins."""
     state_dir: Path = Path.home() / ".local" / "state" / "loraplex" / "worker"
     """Verified adapter files and what the registry last said, so that a worker starts without it."""
+    pushes: str = "new"
+    """off; new, which takes pushes under names that the registry has not; any, which takes them under its names too."""
+    push_bytes: int = 2**30
+    """The largest file of weights that may be pushed."""
     device: str = "cpu"
     """cpu; cuda, or auto, which takes a CUDA device where one will do. The CUDA path has never run on a device."""
     dtype: str = "auto"
@@ -89,11 +93,15 @@ class Settings:
             raise InvalidRequest(f"device: expected auto, cpu or cuda, found {self.device}", field="device")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
+        if self.pushes not in ("off", "new", "any"):
+            raise InvalidRequest(f"pushes: expected off, new or any, found {self.pushes}", field="pushes")
         if self.max_batch_alike < 0:
             raise InvalidRequest(
                 f"max_batch_alike: expected at least 0, found {self.max_batch_alike}", field="max_batch_alike"
             )
-        for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue", "max_queue_tokens"):
+        for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue", "max_queue_tokens",
+            "push_bytes",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name}: expected at least 1, found {getattr(self, name)}", field=name)
 
@@ -133,7 +141,7 @@ _PATHS = frozenset(
         "hub_token_file",
     }
 )  # fmt: skip
-_BYTES = frozenset({"adapter_memory", "kv_memory"})
+_BYTES = frozenset({"adapter_memory", "kv_memory", "push_bytes"})
 _COUNTS = frozenset(
     {"threads", "max_context", "max_batch", "max_batch_alike", "step_tokens", "max_queue", "max_queue_tokens"}
 )

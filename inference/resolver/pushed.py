@@ -29,6 +29,9 @@ class PushedResolver:
     def has_files(self, digest: str) -> bool:
         return digest in self._folders
 
+    def uses(self, folder: Path) -> bool:
+        return folder in self._folders.values()
+
     def switch(self, version: Version) -> Version | None:
         """From now on the name means this version. Returns the one before."""
         before = self._versions.get(version.adapter)

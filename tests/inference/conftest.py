@@ -1,20 +1,37 @@
-"""Tiny random models of every architecture, and what it takes to run one: a scrambled paged cache and its batches."""
+"""Tiny random models of every architecture, and what it takes to run one: a scrambled paged cache and its batches.
+
+Also a whole worker over one of them, behind its real gRPC door, and random adapters for it.
+"""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+import tokenizers
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from inference.app import Core, open_core, open_service
 from inference.engine.batch import Batch
 from inference.models.linear import LoraBatch
 from inference.models.llama import Llama
+from inference.service import InferenceService
+from inference.settings import Settings
+from loraplex.inference.v1 import inference_service_pb2 as pb
+from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
+from rpc.security import Security
+from rpc.server import Server, Service
 
 BASE = {
     "vocab_size": 96,
@@ -182,3 +199,101 @@ def prompt_ids() -> Callable[..., list[int]]:
 def close() -> dict[torch.dtype, dict[str, float]]:
     """Keyword arguments of torch.testing.assert_close, by the dtype of the model."""
     return TOLERANCES
+
+
+@pytest.fixture(scope="session")
+def tiny_served_dir(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama with a tokenizer: every token is one printable character."""
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    shutil.copytree(tiny_model_dir("llama"), folder)
+    characters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[: BASE["vocab_size"]]
+    vocabulary = {character: number for number, character in enumerate(characters)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def tiny_adapter(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the PEFT folder of a random adapter for the tiny Llama, strong enough to change what it answers."""
+
+    def write(
+        name: str, *, seed: int = 0, rank: int = 4, targets: Sequence[str] = ("q_proj", "v_proj"), **config: Any
+    ) -> Path:
+        generator = torch.Generator().manual_seed(seed)
+        heads, kv_heads = 4 * 8, 2 * 8
+        widths = {"q_proj": (heads, 32), "k_proj": (kv_heads, 32), "v_proj": (kv_heads, 32), "o_proj": (32, heads)}
+        widths |= {"gate_proj": (40, 32), "up_proj": (40, 32), "down_proj": (32, 40)}
+        tensors = {}
+        for layer in range(BASE["num_hidden_layers"]):
+            for target in targets:
+                block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+                key = f"base_model.model.model.layers.{layer}.{block}.{target}"
+                out_features, in_features = widths[target]
+                tensors[f"{key}.lora_A.weight"] = torch.randn(rank, in_features, generator=generator)
+                tensors[f"{key}.lora_B.weight"] = torch.randn(out_features, rank, generator=generator)
+                if config.get("use_dora"):
+                    tensors[f"{key}.lora_magnitude_vector"] = torch.rand(out_features, generator=generator) + 0.5
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(tensors, folder / "adapter_model.safetensors")
+        found = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(targets), **config}
+        (folder / "adapter_config.json").write_text(json.dumps(found))
+        return folder
+
+    return write
+
+
+@dataclass(frozen=True)
+class OpenWorker:
+    """A worker in this process, and a stub that reaches it over loopback."""
+
+    core: Core
+    service: InferenceService
+    stub: pb_grpc.InferenceServiceAsyncStub
+
+    async def generate(self, prompt: Sequence[int], *adapters: str, max_tokens: int = 8, **fields: Any) -> list[Any]:
+        """Every message of a greedy answer."""
+        request = pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=prompt),
+            adapters=[pb.AdapterUse(reference=reference) for reference in adapters],
+            stop=pb.StopConditions(max_tokens=max_tokens, ignore_eos=True),
+            **fields,
+        )
+        return [message async for message in self.stub.Generate(request, timeout=60)]
+
+    async def tokens(self, prompt: Sequence[int], *adapters: str, max_tokens: int = 8) -> list[int]:
+        """The ids of a greedy answer."""
+        found = await self.generate(prompt, *adapters, max_tokens=max_tokens)
+        return [token_id for message in found for token_id in message.chunk.token_ids]
+
+
+@pytest.fixture
+def open_worker(tiny_served_dir: Path, tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[OpenWorker]]:
+    """`async with open_worker(adapters=("a=FOLDER",)) as worker`: any field of Settings."""
+    # A tiny arena, as asking the system for memory takes longer than the rest.
+    settings = Settings(
+        model=tiny_served_dir,
+        listen="127.0.0.1:0",
+        state_dir=tmp_path / "state",
+        dtype="float32",
+        threads=1,
+        adapter_memory=4 * 2**20,
+        kv_memory=4 * 2**20,
+    )
+
+    @asynccontextmanager
+    async def start(**fields: Any) -> AsyncIterator[OpenWorker]:
+        changed = replace(settings, **fields)
+        async with open_core(changed) as core, open_service(changed, core) as service:
+            descriptor = pb.DESCRIPTOR.services_by_name["InferenceService"]
+            door = Service(descriptor, pb_grpc.add_InferenceServiceServicer_to_server, service)
+            server = Server([door], listen=changed.listen, security=Security())
+            await server.start()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+                yield OpenWorker(core, service, pb_grpc.InferenceServiceStub(channel))
+            await server.drain(0)
+
+    return start
