@@ -14,6 +14,7 @@ InferenceError
 ├── AdapterMemoryFull         RESOURCE_EXHAUSTED    everything in memory is in use
 ├── AdapterLoading            UNAVAILABLE           on its way to memory; come back
 ├── QueueFull                 RESOURCE_EXHAUSTED
+├── TenantRateExceeded        RESOURCE_EXHAUSTED    more tokens a second than its tenant may have; says when to retry
 ├── NameTaken                 FAILED_PRECONDITION   a name to push that is the registry's
 ├── PushesOff                 FAILED_PRECONDITION
 ├── TooManyPushes             RESOURCE_EXHAUSTED
@@ -120,6 +121,12 @@ class QueueFull(InferenceError):
     """The queue is full."""
 
     code, reason = "RESOURCE_EXHAUSTED", "QUEUE_FULL"
+
+
+class TenantRateExceeded(InferenceError):
+    """The tenant has used the tokens that it may."""
+
+    code, reason = "RESOURCE_EXHAUSTED", "TENANT_RATE_EXCEEDED"
 
 
 class NameTaken(InferenceError):

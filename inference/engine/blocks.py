@@ -77,6 +77,12 @@ class BlockPool:
         """Whether more than one sequence holds it, so that none may write to it."""
         return self._holders[block] > 1
 
+    def num_free_without(self, tables: Iterable[Iterable[int]], wanted: Iterable[int]) -> int:
+        """Blocks that `allocate` could hand out if these tables were released and the `wanted` blocks were shared."""
+        released = Counter(block for table in tables for block in table)
+        freed = sum(self._holders[block] == count for block, count in released.items())
+        return self.num_free + freed - sum(self._holders[block] == released[block] for block in wanted)
+
     def share(self, blocks: Iterable[int]) -> None:
         """Adds a holder to each block, which is held already or kept."""
         for block in blocks:

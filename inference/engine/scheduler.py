@@ -1,37 +1,40 @@
 """What the next step computes. Pure policy over numbers: no tensors, no threads, no clock of its own.
 
-    add ──► waiting ──admit──► running: prefill ──► decode ──► done
-                ▲                           │          │
-                └───────── preempt ─────────┴──────────┘   first of all waiting, tokens kept, blocks given back
+    add ──► queue ──admit──► running: prefill ──► decode ──► done
+              ▲                │          │          │
+              ├──── preempt ───┴──────────┴──────────┤   tokens kept, blocks given back
+              └──── resume ◄── paused ◄──── pause ───┘   tokens kept, blocks too while nobody needs them
 
-The order of a step: every decoding sequence gets its one token, then prefills under way go on, oldest first, then new
-sequences are admitted while the token budget, the rows and the blocks last. A sequence is admitted with the blocks of
-all its known tokens, so only decoding needs more later; when none is free the newest sequence is preempted. The oldest
-never is, and any request fits alone, so every request ends.
+The order of a step: sequences whose turn it is are admitted while the rows and the blocks last, every decoding sequence
+gets its one token, and prefills share the rest of the token budget. A request for several answers is admitted as one
+sequence that counts as many rows, forks once its prompt is computed, and from then on its answers are sequences like
+any other.
 
-A request for several answers is admitted as one sequence that counts as many rows, forks once its prompt is computed,
-and from then on its answers are sequences like any other.
+Turns go by tenant (see fair_queue), a step's prefill tokens are divided among tenants by weight, oldest first within
+one, and a tenant with fewer rows than its fair share takes them from those with more: their newest sequences are
+preempted. So a flood by one tenant delays another's first token by at most a step and its own prompt at its share.
 
-A full block that was computed is published under a key of its weights and tokens (see prefixes), and a sequence that is
-admitted takes the published blocks of its beginning instead of computing them; its last token it always computes.
+A sequence is admitted with the blocks of all its known tokens, so only decoding needs more later. When none is free,
+paused sequences lose theirs, and then the newest running one is preempted. The oldest never is, and any request fits
+alone, so every request ends.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 
 from inference.engine.blocks import BlockPool
 from inference.engine.fair_queue import FairQueue
-from inference.engine.prefixes import AdapterKey, BlockKey
 from inference.engine.request import Admitted, Event, Failed, Finished, FinishReason, PromptScored, Request, Token
+from inference.engine.running import BY_AGE, RowLimits, Running
 from inference.engine.sequence import Chunk, Sampled, Sequence
-from inference.errors import InferenceError, InvalidRequest, PromptTooLong
-
-_BY_AGE = attrgetter("age")
+from inference.engine.shares import divide, fair_rows
+from inference.engine.tables import BlockTables, held
+from inference.engine.tenants import AnswerLengths, Tenants
+from inference.errors import EngineFailed, InferenceError, InvalidRequest, PromptTooLong
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,7 @@ class Limits:
     max_context: tokens of one prompt and answer together. max_running: sequences in a step. max_running_alike: those of
     them on the same adapters. max_step_tokens: rows of a step, prefill and decode together. max_waiting,
     max_waiting_tokens: requests in the queue and tokens of their prompts, beyond which submission is refused; a prompt
-    longer than that may wait alone.
-
-    With max_running_alike below max_running no flood for one adapter can take every row: beside it alone, the first
-    request for another is in the next step that has tokens and blocks left.
+    longer than that may wait alone. max_adapters: distinct adapters in a step; None for any number.
     """
 
     max_context: int
@@ -53,6 +53,7 @@ class Limits:
     max_step_tokens: int
     max_waiting: int
     max_waiting_tokens: int
+    max_adapters: int | None = None
 
 
 class Scheduler:
@@ -61,9 +62,17 @@ class Scheduler:
     `is_prefix_cached`: whether sequences may begin with blocks that others computed.
     """
 
-    def __init__(self, limits: Limits, *, num_blocks: int, block_size: int, is_prefix_cached: bool = True) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        num_blocks: int,
+        block_size: int,
+        is_prefix_cached: bool = True,
+        tenants: Tenants | None = None,
+    ) -> None:
         self.limits = limits
-        self.is_prefix_cached = is_prefix_cached
+        self.tenants = tenants or Tenants()
         self.blocks = BlockPool(num_blocks=num_blocks, block_size=block_size)
         if limits.max_context > num_blocks * block_size:
             raise ValueError(
@@ -74,36 +83,57 @@ class Scheduler:
                 f"max_step_tokens: expected at least max_running = {limits.max_running}, found {limits.max_step_tokens}"
             )
         self.num_preemptions = 0
+        self._tables = BlockTables(self.blocks, is_prefix_cached=is_prefix_cached)
         self._requests: dict[str, list[Sequence]] = {}  # those of their answers that have not ended
-        self._running: list[Sequence] = []  # oldest first
-        self._running_by_adapter: Counter[AdapterKey] = Counter()
-        self._preempted: list[Sequence] = []  # oldest first
-        self._queue = FairQueue()
+        self._running = Running(
+            RowLimits(limits.max_running, limits.max_running_alike, limits.max_adapters), self.tenants
+        )
+        self._queue = FairQueue(self.tenants.weight_of)
+        self._paused: dict[str, list[Sequence]] = {}  # by request
+        self._parked: list[Sequence] = []  # paused or in the queue, and with blocks; oldest first
+        self._lengths = AnswerLengths()
         self._arrivals = 0
 
     @property
     def num_running(self) -> int:
         """Rows of the answers under way."""
-        return self._running_by_adapter.total()
+        return self._running.num_rows
+
+    @property
+    def num_paused(self) -> int:
+        return sum(map(len, self._paused.values()))
 
     @property
     def num_waiting(self) -> int:
-        return len(self._queue) + len(self._preempted)
+        """In the queue, preempted sequences too."""
+        return len(self._queue)
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Of the prompts in the queue; preempted sequences have left it."""
+        """Known tokens of what is in the queue."""
         return self._queue.num_tokens
+
+    def waiting_of(self, tenant: str) -> tuple[int, int]:
+        """How many sequences of a tenant are in the queue, and with how many known tokens."""
+        return self._queue.waiting_of(tenant)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests)
+        """Whether there is something to compute: paused requests alone are not."""
+        return bool(self._running) or bool(self._queue)
 
     def check_fits(self, request: Request) -> None:
         """Raises PromptTooLong or InvalidRequest if it could never run. Reads limits only, so any thread may ask."""
-        rows = min(self.limits.max_running, self.limits.max_running_alike)
+        limits, most = self.limits, self.tenants.of(request.tenant).max_rows
+        rows = min(limits.max_running, limits.max_running_alike, limits.max_running if most is None else most)
         if request.answers > rows:
             raise InvalidRequest(f"n: expected at most the {rows} rows of a step, found {request.answers}", field="n")
+        adapters = {use.digest for use in request.uses}
+        if limits.max_adapters is not None and len(adapters) > limits.max_adapters:
+            raise InvalidRequest(
+                f"adapters: expected at most the {limits.max_adapters} of a step, found {len(adapters)}",
+                field="adapters",
+            )
         if len(request.prompt_ids) >= self.limits.max_context:
             raise PromptTooLong(
                 f"expected a prompt of at most {self.limits.max_context - 1} tokens, which leaves room for one token "
@@ -112,33 +142,35 @@ class Scheduler:
             )
 
     def add(self, request: Request) -> None:
-        """Puts a request that fits into the queue."""
+        """Puts a request that fits into the queue, at the cost of what is not cached yet and of an usual answer."""
         assert request.id not in self._requests, f"request {request.id} is already here"
         sequence = Sequence(request, number=self._arrivals, rows=request.answers)
         self._arrivals += 1
         self._requests[request.id] = [sequence]
-        self._queue.push(sequence)
+        prompt = len(request.prompt_ids) - len(self._tables.cached(sequence)) * self.blocks.block_size
+        answer = self._lengths.expected(request.tenant, request.sampling.max_tokens)
+        self._queue.push(sequence, cost=prompt + request.answers * answer)
 
     def schedule(self, now_s: float) -> list[Chunk]:
         """What the next step computes; empty when there is nothing to do.
 
-        Decoding sequences come first, those of one adapter side by side. Hands out the blocks that the step fills;
-        nothing else changes until `complete`, so a step that never ran can be scheduled again.
+        Decoding sequences come first, those of one adapter side by side. Hands out rows and blocks, and nothing else
+        changes until `complete`, so a step that never ran can be scheduled again.
         """
-        preemptions = self.num_preemptions
+        self._fork_all()
+        self._admit(now_s)
         self._fork_all()
         decodes = self._schedule_decodes()
-        budget = self.limits.max_step_tokens - len(decodes)
-        prefills = [sequence for sequence in self._running if sequence.remaining > 1]
-        if self.num_preemptions == preemptions:
-            prefills += self._admit(budget - sum(sequence.remaining for sequence in prefills), now_s)
         decodes.sort(key=lambda chunk: [use.slot for use in chunk.sequence.request.uses])
-        return decodes + _divide(budget, prefills)
+        return decodes + self._schedule_prefills(self.limits.max_step_tokens - len(decodes))
 
-    def complete(self, chunks: list[Chunk], sampled: list[Sampled | InferenceError], now_s: float) -> list[Event]:
+    def complete(
+        self, chunks: list[Chunk], sampled: Iterable[Sampled | InferenceError | None], now_s: float
+    ) -> list[Event]:
         """Takes in a step that ran; `sampled` has one entry for each chunk that samples, in order.
 
-        An error for a chunk that could not be answered: its request fails with it, and its neighbours do not.
+        An error for a chunk that has no next token, None where its logits are not numbers: its request fails, and its
+        neighbours do not.
         """
         tokens = iter(sampled)
         events: list[Event] = []
@@ -147,17 +179,16 @@ class Scheduler:
             token = next(tokens) if chunk.samples else None
             if sequence.request.id not in self._requests:
                 continue  # another answer of it failed in this very step
-            if isinstance(token, InferenceError):
-                events += self.fail([sequence.request.id], token)
+            if chunk.samples and not isinstance(token, Sampled):
+                events += self.fail([sequence.request.id], token or EngineFailed("the logits are not finite numbers"))
                 continue
             sequence.computed += chunk.length
-            self._end_copy(sequence)
-            self._publish(sequence, chunk.start)
+            self._tables.complete(sequence, chunk.start)
             if not sequence.is_announced:
                 sequence.is_announced = True
                 events.append(Admitted(sequence.request.id, sequence.cached_tokens))
-            events += self._score_prompt(sequence)
-            if token is not None:
+            events += _score_prompt(sequence)
+            if isinstance(token, Sampled):
                 events += self._append(sequence, token, now_s)
         return events
 
@@ -179,52 +210,143 @@ class Scheduler:
                 self._remove(sequence)
         return [Failed(request_id, error) for request_id in failed]
 
+    def pause(self, request_id: str) -> None:
+        """Takes a request's rows and turns until `resume`; it keeps its blocks until others need them."""
+        if request_id not in self._requests or request_id in self._paused:
+            return
+        for sequence in self._requests[request_id]:
+            if sequence in self._running:
+                self._running.remove(sequence)
+                bisect.insort(self._parked, sequence, key=BY_AGE)
+            else:
+                self._queue.remove(sequence)
+        self._paused[request_id] = list(self._requests[request_id])
+
+    def resume(self, request_id: str) -> None:
+        """Lets a paused request go on when it is its turn."""
+        for sequence in self._paused.pop(request_id, []):
+            self._queue.push(sequence, cost=0)
+
     def request_ids(self) -> list[str]:
         """Every request that has not ended."""
         return list(self._requests)
 
     def check_integrity(self) -> None:
         """Asserts that every sequence is in one place, with exactly the blocks that it needs, and no block is lost."""
-        waiting = [*self._preempted, *self._queue]
-        assert len(self._queue) == len(list(self._queue)), "the queue miscounts itself"
-        assert self._queue.num_tokens == sum(len(sequence.tokens) for sequence in self._queue), "it miscounts tokens"
-        placed = [(one.request.id, one.answer) for one in [*self._running, *waiting]]
+        self._running.check_integrity()
+        self._queue.check_integrity()
+        paused = [sequence for sequences in self._paused.values() for sequence in sequences]
+        everywhere = [*self._running, *self._queue, *paused]
+        placed = [(one.request.id, one.answer) for one in everywhere]
         known = [(id_, one.answer) for id_, answers in self._requests.items() for one in answers]
         assert sorted(placed) == sorted(known), "a sequence is in no place, or in two"
         assert all(self._requests.values()), "a request without answers is still here"
-        for line in (self._running, self._preempted):
-            assert line == sorted(line, key=_BY_AGE), "sequences are not in the order of their age"
-        assert self.num_running <= self.limits.max_running, "more answers run than are allowed"
-        alike: Counter[AdapterKey] = Counter()
-        for sequence in self._running:
-            alike[sequence.request.adapter_key] += sequence.rows
-        assert all(n <= self.limits.max_running_alike for n in alike.values()), "an adapter has too many rows"
-        assert alike == self._running_by_adapter, "the rows of an adapter are miscounted"
-        for sequence in self._running:
-            assert self.blocks.needed_for(len(sequence.tokens) - 1) <= len(sequence.blocks), "a block is missing"
-            assert len(sequence.blocks) <= self.blocks.needed_for(len(sequence.tokens)), "a block is too many"
+        idle = sorted((one for one in [*self._queue, *paused] if one.blocks), key=BY_AGE)
+        assert self._parked == idle, "a sequence without a row has blocks that nobody can take back"
+        for sequence in everywhere:
             assert 0 <= sequence.computed < len(sequence.tokens) <= self.limits.max_context, "it should have ended"
-            full = sequence.computed // self.blocks.block_size
-            for block, key in zip(sequence.blocks, self._keys(sequence, full), strict=False):
-                assert self.blocks.key_of(block) in (None, key), "a block holds other tokens, or those of other weights"
-            assert not any(map(self.blocks.key_of, sequence.blocks[full:])), "a block was published before it is full"
-        for sequence in waiting:
-            assert not sequence.blocks, "a waiting sequence holds blocks"
-            assert sequence.computed == 0, "a waiting sequence has lost what it computed"
-        self.blocks.check_integrity(_held(sequence) for sequence in self._running)
+        self._tables.check_integrity(everywhere)
+
+    def _admit(self, now_s: float) -> None:
+        """Gives rows and blocks to sequences whose turn it is, while tokens of the step are left for them.
+
+        Tenants with fewer rows than their fair share come first; what they leave is anybody's.
+        """
+        if not self._queue:
+            return
+        shares = self._fair_rows()
+        prefilling: Counter[str] = Counter()
+        budget = self.limits.max_step_tokens
+        passed: set[str] = set()  # tenants that cannot use their turn
+        for running in self._running:
+            budget -= running.remaining
+            prefilling[running.request.tenant] += running.remaining > 1
+
+        def may_run(sequence: Sequence) -> bool:
+            tenant = sequence.request.tenant
+            # Others' prompts may fill many steps; a tenant without one gets its share of this step all the same.
+            return (
+                tenant not in passed and (budget > 0 or not prefilling[tenant]) and self._running.is_allowed(sequence)
+            )
+
+        def may_claim(sequence: Sequence) -> bool:
+            tenant = sequence.request.tenant
+            return self._running.rows_of(tenant) < shares[tenant] and may_run(sequence)
+
+        for is_turn in (may_claim, may_run):
+            while (sequence := self._queue.next(is_turn)) is not None:
+                tenant = sequence.request.tenant
+                cached = self._tables.cached(sequence)
+                if self._tables.awaits(sequence, cached):
+                    passed.add(tenant)
+                elif self._has_room(sequence, cached) or self._make_room(sequence, cached, shares):
+                    self._start(sequence, cached, now_s)
+                    budget -= sequence.remaining
+                    prefilling[tenant] += sequence.remaining > 1
+                elif self._running.rows_of(tenant) < shares[tenant]:
+                    return  # it has a claim, and whoever went first now would take what it waits for
+                else:
+                    passed.add(tenant)
+
+    def _start(self, sequence: Sequence, cached: list[int], now_s: float) -> None:
+        self._queue.pop(sequence)
+        if sequence.blocks:
+            self._parked.remove(sequence)
+        self._tables.take(sequence, cached)
+        if sequence.started_s is None:
+            sequence.started_s = now_s
+            sequence.cached_tokens = sequence.computed
+        self._running.add(sequence)
+
+    def _has_room(self, sequence: Sequence, cached: list[int]) -> bool:
+        """Whether it has rows and blocks now, those that the paused need not keep included."""
+        if not self._running.has_rows_for(sequence):
+            return False
+        while self._needed(sequence, cached) > self.blocks.num_free - self.blocks.num_kept_of(cached):
+            victims = [one for one in self._parked if one is not sequence]
+            if not victims:
+                return False
+            self._strip(victims[-1])
+        return True
+
+    def _make_room(self, sequence: Sequence, cached: list[int], shares: Mapping[str, int]) -> bool:
+        """Preempts the newest sequences of tenants above their fair share, for one whose tenant is below its own."""
+        tenant = sequence.request.tenant
+        if self._running.rows_of(tenant) >= shares[tenant]:
+            return False
+        rows = {name: self._running.rows_of(name) for name in shares}
+        victims: list[Sequence] = []
+        for victim in reversed(list(self._running)):
+            name = victim.request.tenant
+            if name == tenant or rows[name] - victim.rows < shares[name]:
+                continue
+            rows[name] -= victim.rows
+            victims.append(victim)
+            if not self._running.without(victims).has_rows_for(sequence):
+                continue
+            if self._needed(sequence, cached) <= self.blocks.num_free_without(map(held, victims), cached):
+                for one in victims:
+                    self._preempt(one)
+                return True
+        return False
+
+    def _needed(self, sequence: Sequence, cached: list[int]) -> int:
+        """Blocks that must be free for it: its own, and one for each other answer, which would else soon preempt it."""
+        spare = self.num_running + sequence.rows - 1 if self._running else 0
+        return self._tables.missing(sequence, cached) + spare
+
+    def _fair_rows(self) -> dict[str, int]:
+        tenants = dict.fromkeys([*self._running.tenants, *self._queue.tenants])
+        return fair_rows(self.limits.max_running, tenants, self.tenants.weight_of)
 
     def _fork_all(self) -> None:
         """Lets every answer go on by itself whose prompt is computed but for its last token."""
         for sequence in [one for one in self._running if one.rows > 1 and one.remaining == 1]:
-            self._fork(sequence)
-
-    def _fork(self, sequence: Sequence) -> None:
-        shared = sequence.blocks[: self.blocks.needed_for(sequence.computed)]
-        for other in sequence.fork():
-            self.blocks.share(shared)
-            other.blocks, other.computed = list(shared), sequence.computed
-            self._requests[sequence.request.id].append(other)
-            bisect.insort(self._running, other, key=_BY_AGE)
+            self._running.remove(sequence)
+            others = self._tables.fork(sequence)
+            self._requests[sequence.request.id] += others
+            for one in [sequence, *others]:
+                self._running.add(one)
 
     def _schedule_decodes(self) -> list[Chunk]:
         chunks = []
@@ -232,102 +354,49 @@ class Scheduler:
         while index < len(self._running):  # which loses the newest, at its end, when blocks run out
             sequence = self._running[index]
             if sequence.remaining == 1 and self._grow(sequence):
-                chunks.append(Chunk(sequence, sequence.computed, 1, samples=True, copy=_copy_of(sequence)))
+                copy = None if sequence.copied is None else (sequence.copied, sequence.blocks[-1])
+                chunks.append(Chunk(sequence, sequence.computed, 1, samples=True, copy=copy))
             index += 1
         return chunks
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Gives a decoding sequence the block of its next position, as its own; False if it was itself the newest and
-        had to go."""
-        while True:
-            missing = self.blocks.needed_for(len(sequence.tokens)) - len(sequence.blocks)
-            last = sequence.blocks[-1] if sequence.blocks and not missing else None
-            copies = sequence.copied is None and last is not None and self.blocks.is_shared(last)
-            if missing + copies <= self.blocks.num_free:
-                break
+        """Gives a decoding sequence its next block; False if it was itself the newest and had to go."""
+        while not self._tables.grow(sequence):
+            if self._parked:
+                self._strip(self._parked[-1])
+                continue
             victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
-        if copies:
-            sequence.copied = sequence.blocks.pop()  # held until the step has run, which a step that fails may not
-        sequence.blocks += self.blocks.allocate(missing + copies)
         return True
 
-    def _end_copy(self, sequence: Sequence) -> None:
-        if sequence.copied is not None:
-            self.blocks.release([sequence.copied])
-            sequence.copied = None
+    def _schedule_prefills(self, budget: int) -> list[Chunk]:
+        """The budget, divided among tenants by weight; within one, as much of each sequence in turn as is left."""
+        prefills = [sequence for sequence in self._running if sequence.remaining > 1]
+        wanted: Counter[str] = Counter()
+        for sequence in prefills:
+            wanted[sequence.request.tenant] += _prefill_length(sequence)
+        left = divide(budget, wanted, self.tenants.weight_of)
+        chunks = []
+        for sequence in prefills:
+            length = min(_prefill_length(sequence), left[sequence.request.tenant])
+            if length:
+                left[sequence.request.tenant] -= length
+                chunks.append(Chunk(sequence, sequence.computed, length, samples=length == sequence.remaining))
+        return chunks
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._leave(sequence)
-        sequence.computed = 0
-        if not sequence.is_scored:
-            sequence.prompt_scores.clear()
-        bisect.insort(self._preempted, sequence, key=_BY_AGE)
+        self._running.remove(sequence)
+        self._tables.release(sequence)
+        self._queue.push(sequence, cost=0)
         self.num_preemptions += 1
 
-    def _admit(self, budget: int, now_s: float) -> list[Sequence]:
-        """Lets sequences in while there is budget for at least one token of each; nobody's turn is skipped."""
-        admitted: list[Sequence] = []
-        while budget > 0:
-            sequence = self._preempted[0] if self._preempted else self._queue.next(self._may_run)
-            if sequence is None or self.num_running + sequence.rows > self.limits.max_running:
-                break
-            # Beside its own blocks, one for each other answer stays free: else it would soon be preempted again.
-            cached = self._find_prefix(sequence)
-            missing = self.blocks.needed_for(len(sequence.tokens)) - len(cached)
-            spare = self.num_running + sequence.rows - 1 if self._running else 0
-            if missing + spare > self.blocks.num_free - self.blocks.num_kept_of(cached):
-                break
-            if self._preempted:
-                self._preempted.pop(0)
-            else:
-                self._queue.pop(sequence)
-            self.blocks.share(cached)
-            sequence.blocks = cached + self.blocks.allocate(missing)
-            sequence.computed = len(cached) * self.blocks.block_size
-            if sequence.started_s is None:
-                sequence.started_s = now_s
-                sequence.cached_tokens = sequence.computed
-            bisect.insort(self._running, sequence, key=_BY_AGE)
-            self._running_by_adapter[sequence.request.adapter_key] += sequence.rows
-            if sequence.rows > 1 and sequence.remaining == 1:
-                self._fork(sequence)
-            admitted.append(sequence)
-            budget -= sequence.remaining
-        return admitted
-
-    def _may_run(self, sequence: Sequence) -> bool:
-        rows = self._running_by_adapter[sequence.request.adapter_key] + sequence.rows
-        return rows <= self.limits.max_running_alike
-
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the beginning of a waiting sequence; never its last token, whose logits are wanted, and none
-        if those of its whole prompt are."""
-        if sequence.request.sampling.prompt_logprobs is not None and not sequence.is_scored:
-            return []
-        return self.blocks.find(self._keys(sequence, (len(sequence.tokens) - 1) // self.blocks.block_size))
-
-    def _publish(self, sequence: Sequence, start: int) -> None:
-        """Lets others find the blocks that became full since the position `start`."""
-        first, end = start // self.blocks.block_size, sequence.computed // self.blocks.block_size
-        if end > first:
-            for block, key in list(zip(sequence.blocks, self._keys(sequence, end), strict=False))[first:]:
-                self.blocks.publish(block, key)
-
-    def _keys(self, sequence: Sequence, count: int) -> list[BlockKey]:
-        return sequence.block_keys(count, block_size=self.blocks.block_size) if self.is_prefix_cached else []
-
-    def _score_prompt(self, sequence: Sequence) -> list[Event]:
-        """The scores of its prompt, once, when all are there."""
-        request = sequence.request
-        if request.sampling.prompt_logprobs is None or sequence.is_scored:
-            return []
-        if sequence.computed < len(request.prompt_ids) - 1:
-            return []
-        sequence.is_scored = True
-        return [PromptScored(request.id, tuple(sequence.prompt_scores))]
+    def _strip(self, sequence: Sequence) -> None:
+        """Takes the blocks of a sequence that has no row."""
+        self._parked.remove(sequence)
+        self._tables.release(sequence)
+        self.num_preemptions += 1
 
     def _append(self, sequence: Sequence, sampled: Sampled, now_s: float) -> list[Event]:
         request = sequence.request
@@ -346,6 +415,8 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, now_s: float) -> Finished:
         self._remove(sequence)
+        if sequence.num_outputs:
+            self._lengths.note(sequence.request.tenant, sequence.num_outputs)
         arrival_s = sequence.request.arrival_s
         started_s = now_s if sequence.started_s is None else sequence.started_s
         first_token_s = now_s if sequence.first_token_s is None else sequence.first_token_s
@@ -361,43 +432,37 @@ class Scheduler:
         )
 
     def _remove(self, sequence: Sequence) -> None:
-        answers = self._requests[sequence.request.id]
-        answers.remove(sequence)
-        if not answers:
-            del self._requests[sequence.request.id]
+        """Takes a sequence out, wherever it is, with its blocks."""
+        id_ = sequence.request.id
         if sequence in self._running:
-            self._leave(sequence)
-        elif sequence in self._preempted:
-            self._preempted.remove(sequence)
+            self._running.remove(sequence)
+        elif id_ in self._paused:
+            _take_out(self._paused, id_, sequence)
         else:
             self._queue.remove(sequence)
-
-    def _leave(self, sequence: Sequence) -> None:
-        """Takes a running sequence out and gives its blocks back."""
-        self._running.remove(sequence)
-        self._running_by_adapter[sequence.request.adapter_key] -= sequence.rows
-        if not self._running_by_adapter[sequence.request.adapter_key]:
-            del self._running_by_adapter[sequence.request.adapter_key]
-        self._end_copy(sequence)
-        self.blocks.release(sequence.blocks)
-        sequence.blocks = []
+        if sequence in self._parked:
+            self._parked.remove(sequence)
+        _take_out(self._requests, id_, sequence)
+        self._tables.release(sequence)
 
 
-def _held(sequence: Sequence) -> list[int]:
-    return sequence.blocks if sequence.copied is None else [*sequence.blocks, sequence.copied]
+def _take_out(sequences: dict[str, list[Sequence]], request_id: str, sequence: Sequence) -> None:
+    sequences[request_id].remove(sequence)
+    if not sequences[request_id]:
+        del sequences[request_id]
 
 
-def _copy_of(sequence: Sequence) -> tuple[int, int] | None:
-    return None if sequence.copied is None else (sequence.copied, sequence.blocks[-1])
+def _prefill_length(sequence: Sequence) -> int:
+    """Tokens that a prefill still computes; the last one is left to each of several answers."""
+    return sequence.remaining - (sequence.rows > 1)
 
 
-def _divide(budget: int, prefills: list[Sequence]) -> list[Chunk]:
-    """As much of each sequence in turn as the budget still allows."""
-    chunks = []
-    for sequence in prefills:
-        length = min(sequence.remaining - (sequence.rows > 1), budget)  # the last token is left to each of its answers
-        if length == 0:
-            break
-        chunks.append(Chunk(sequence, sequence.computed, length, samples=length == sequence.remaining))
-        budget -= length
-    return chunks
+def _score_prompt(sequence: Sequence) -> list[Event]:
+    """The scores of its prompt, once, when all are there."""
+    request = sequence.request
+    if request.sampling.prompt_logprobs is None or sequence.is_scored:
+        return []
+    if sequence.computed < len(request.prompt_ids) - 1:
+        return []
+    sequence.is_scored = True
+    return [PromptScored(request.id, tuple(sequence.prompt_scores))]

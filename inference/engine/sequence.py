@@ -64,6 +64,11 @@ class Sequence:
             self._keys.append(prefixes.extend(before, self.tokens[index * block_size : (index + 1) * block_size]))
         return self._keys[:count]
 
+    @property
+    def known_keys(self) -> list[prefixes.BlockKey]:
+        """The block keys that were asked for so far."""
+        return self._keys
+
     def fork(self) -> list[Sequence]:
         """The other answers of its request, which hold nothing yet; from now on it stands for itself alone."""
         others = [

@@ -11,6 +11,7 @@ import pytest
 from inference.engine.request import Admitted, Event, Failed, Finished, Request, SamplingParams, SlotUse, Token
 from inference.engine.scheduler import Limits, Scheduler
 from inference.engine.sequence import Chunk, Sampled
+from inference.engine.tenants import Tenants
 
 VOCABULARY = 50
 
@@ -71,13 +72,25 @@ class Simulation:
         max_step_tokens: int = 32,
         max_waiting: int = 1000,
         max_waiting_tokens: int = 10_000,
+        max_adapters: int | None = None,
         is_prefix_cached: bool = True,
+        tenants: Tenants | None = None,
     ) -> None:
         limits = Limits(
-            max_context, max_running, max_running_alike or max_running, max_step_tokens, max_waiting, max_waiting_tokens
+            max_context,
+            max_running,
+            max_running_alike or max_running,
+            max_step_tokens,
+            max_waiting,
+            max_waiting_tokens,
+            max_adapters,
         )
         self.scheduler = Scheduler(
-            limits, num_blocks=num_blocks, block_size=block_size, is_prefix_cached=is_prefix_cached
+            limits,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            is_prefix_cached=is_prefix_cached,
+            tenants=tenants,
         )
         self.runner = TokenRunner(block_size=block_size)
         self.now_s = 0.0
@@ -99,14 +112,24 @@ class Simulation:
         id: str = "",
         seed: int = 0,
         answers: int = 1,
+        tenant: str | None = None,
+        priority: int = 0,
     ) -> Request:
-        """A request with its own id; a number as the prompt stands for so many tokens."""
+        """A request with its own id; a number as the prompt stands for so many tokens. Its tenant is its adapter."""
         number = next(self._ids)
         tokens = [(number + i) % VOCABULARY for i in range(prompt)] if isinstance(prompt, int) else prompt
         uses = () if adapter is None else (SlotUse(slot=len(adapter), digest=adapter, weight=weight),)
         params = SamplingParams(max_tokens, seed=seed)
         return Request(
-            id or f"r{number}", tuple(tokens), params, frozenset(stop), uses, arrival_s=self.now_s, answers=answers
+            id or f"r{number}",
+            tuple(tokens),
+            params,
+            frozenset(stop),
+            uses,
+            arrival_s=self.now_s,
+            answers=answers,
+            tenant=tenant if tenant is not None else adapter or "",
+            priority=priority,
         )
 
     def submit(self, prompt: Sequence[int] | int = 3, **options: object) -> Request:
