@@ -23,7 +23,14 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 # What an adapter must answer before it is served; a folder may do without. See adapter.probe.
 PROBE_FILE = "probe.json"
-ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROBE_FILE)
+# How text becomes tokens, where the adapter was trained with more than the base model's; a folder may do without.
+TOKENIZER_FILES = (
+    "added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
+NEEDED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+ADAPTER_FILES = (*NEEDED_FILES, PROBE_FILE, *TOKENIZER_FILES)
+# The largest tokenizer.json in use, of a vocabulary of 262 144 tokens, has 33 MB.
+MAX_TOKENIZER_BYTES = 64 * 2**20
 # A model of 2 TB in shards of 5 GB has 400 files.
 MAX_FILES = 4096
 MAX_PATH_CHARS = 255
@@ -120,7 +127,7 @@ def digest_file(path: str | os.PathLike[str], *, on_bytes: Progress | None = Non
 
 
 def manifest_of_adapter(folder: str | os.PathLike[str], *, on_bytes: Progress | None = None) -> Manifest:
-    """The two files of a PEFT folder, and its probes if it has any; others are not part of the adapter.
+    """The two files of a PEFT folder, its probes and its tokenizer if it has any; others are not part of the adapter.
 
     Raises AdapterRefused.
     """

@@ -34,6 +34,8 @@ class ChatTemplate:
     def __init__(self, templates: Mapping[str, str], *, special_tokens: Mapping[str, str]) -> None:
         environment = _environment()
         self._special_tokens = dict(special_tokens)
+        self.sources = dict(templates)
+        """The templates by name, as their publisher wrote them."""
         try:
             self._templates = {name: environment.from_string(source) for name, source in templates.items()}
         except jinja2.TemplateSyntaxError as error:

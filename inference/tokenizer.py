@@ -3,18 +3,22 @@
 tokenizer.json decides how text is cut, special tokens included; tokenizer_config.json and special_tokens_map.json name
 the special tokens; generation_config.json or config.json says which tokens end an answer. `decode` is that of the
 tokenizer itself, without the clean-up of spaces that transformers may add: it changes text that was meant.
+
+An adapter that was trained with tokens or a chat template of its own brings these files along, and each takes the place
+of the model's. What ends an answer is what the model says, and the eos_token of the adapter's tokenizer too.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
 
-from inference.chat import ChatTemplate, Message
+from inference.chat import TEMPLATE_FILE, ChatTemplate, Message
 from inference.detokenize import IncrementalDecoder, Spelling, StopStrings, read_spelling
 from inference.errors import BaseModelRefused
 
@@ -31,31 +35,54 @@ class Tokenizer:
         *,
         spelling: Spelling,
         eos_ids: frozenset[int],
+        identity: str,
     ) -> None:
         self.eos_ids = eos_ids
+        self.identity = identity
+        """Equal for tokenizers that treat every text alike, whatever else their files say."""
         self._spelling = spelling
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Read a Hugging Face folder. Raises BaseModelRefused when a file is missing, broken or not understood."""
-        raw = _read_object(folder / "tokenizer.json")
+    def load(cls, folder: Path, *, adapter: Path | None = None) -> Tokenizer:
+        """Read a Hugging Face folder, and before it the files of an adapter's folder.
+
+        Raises BaseModelRefused when a file is missing, broken or not understood.
+        """
+
+        def find(name: str) -> Path:
+            return adapter / name if adapter is not None and (adapter / name).exists() else folder / name
+
+        path = find("tokenizer.json")
+        raw = _read_object(path)
         try:
             tokenizer = tokenizers.Tokenizer.from_str(json.dumps(raw))
         except Exception as error:  # the library raises plain Exception
-            raise BaseModelRefused(f"{folder / 'tokenizer.json'}: {error}") from None
+            raise BaseModelRefused(f"{path}: {error}") from None
         tokenizer.no_truncation()  # a prompt is refused when it is too long, never cut
         tokenizer.no_padding()
-        settings = _read_object(folder / "tokenizer_config.json", is_needed=False)
+        settings = _read_object(find("tokenizer_config.json"), is_needed=False)
         _check_added_tokens(tokenizer, settings)
-        special_tokens = _special_tokens(_read_object(folder / "special_tokens_map.json", is_needed=False) | settings)
+        if adapter is not None:
+            _check_known(tokenizer, _read_object(adapter / "added_tokens.json", is_needed=False), "added_tokens.json")
+        special_tokens = _special_tokens(_read_object(find("special_tokens_map.json"), is_needed=False) | settings)
+        own_settings = _read_object(adapter / "tokenizer_config.json", is_needed=False) if adapter is not None else {}
+        if adapter is not None and ("chat_template" in own_settings or (adapter / TEMPLATE_FILE).exists()):
+            chat_template = ChatTemplate.load(adapter, own_settings, special_tokens)
+        else:
+            model_settings = _read_object(folder / "tokenizer_config.json", is_needed=False)
+            chat_template = ChatTemplate.load(folder, model_settings, special_tokens)
+        eos_ids = _eos_ids(folder, tokenizer, special_tokens)
+        decisive = {name: value for name, value in raw.items() if name not in ("truncation", "padding")}
+        parts = [decisive, special_tokens, chat_template.sources, sorted(eos_ids)]
         return cls(
             tokenizer,
-            ChatTemplate.load(folder, settings, special_tokens),
+            chat_template,
             spelling=read_spelling(raw.get("decoder")),
-            eos_ids=_eos_ids(folder, tokenizer, special_tokens),
+            eos_ids=eos_ids,
+            identity=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         )
 
     def encode(self, text: str) -> list[int]:
@@ -145,13 +172,16 @@ def _special_tokens(settings: Mapping[str, object]) -> dict[str, str]:
 def _check_added_tokens(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, object]) -> None:
     """Tokens that only tokenizer_config.json knows would be cut into pieces that the model never saw."""
     added = settings.get("added_tokens_decoder")
-    for token_id, token in added.items() if isinstance(added, dict) else ():
-        content = str(token.get("content"))
+    by_id = added.items() if isinstance(added, dict) else ()
+    _check_known(tokenizer, {str(token.get("content")): token_id for token_id, token in by_id}, "tokenizer_config.json")
+
+
+def _check_known(tokenizer: tokenizers.Tokenizer, added: Mapping[str, object], what: str) -> None:
+    for content, token_id in added.items():
         found = tokenizer.token_to_id(content)
-        if str(found) != token_id:
+        if str(found) != str(token_id):
             raise BaseModelRefused(
-                f"tokenizer_config.json: expected the added token {content!r} at {token_id}, "
-                f"where tokenizer.json has it at {found}"
+                f"{what}: expected the added token {content!r} at {token_id}, where tokenizer.json has it at {found}"
             )
 
 

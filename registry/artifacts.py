@@ -10,8 +10,9 @@ from pathlib import Path
 from adapter import errors as adapter_errors
 from adapter.config import PeftConfig, read_config
 from adapter.header import PICKLE_SUFFIXES, Header, read_header
-from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
+from adapter.manifest import ADAPTER_FILES, CONFIG_FILE, NEEDED_FILES, PROBE_FILE, WEIGHTS_FILE, Manifest
 from adapter.plan import plan
+from adapter.probe import read_probes
 from adapter.values import describe_non_finite, non_finite_tensors
 from registry.blobs import BlobStore
 from registry.errors import AdapterRefused
@@ -37,10 +38,10 @@ async def check_artifact(blobs: BlobStore, manifest: Manifest, shapes: Mapping[s
 
 
 def _check_files(manifest: Manifest) -> None:
-    """The two files of an adapter, and nothing that would be stored and never looked at."""
+    """The two files of an adapter, those that it may have, and nothing that would be stored and never looked at."""
     found = {file.path for file in manifest.files}
-    reasons = [f"expected {name}, found no such file" for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in found]
-    for path in sorted(found - {CONFIG_FILE, WEIGHTS_FILE}):
+    reasons = [f"expected {name}, found no such file" for name in NEEDED_FILES if name not in found]
+    for path in sorted(found.difference(ADAPTER_FILES)):
         if Path(path).suffix in PICKLE_SUFFIXES:
             reasons.append(f"{path}: expected {WEIGHTS_FILE}, found a pickle, which can run code")
         else:
@@ -52,7 +53,9 @@ def _check_files(manifest: Manifest) -> None:
 def _check(blobs: BlobStore, manifest: Manifest, shapes: Mapping[str, tuple[int, int]]) -> Artifact:
     with blobs.check_out(manifest) as folder:
         config, header, reasons = _read(folder)
-        if config is None or header is None:
+        if manifest.file(PROBE_FILE) is not None:
+            reasons += _problems_of_probes(folder)
+        if config is None or header is None or reasons:
             raise _refused(reasons)
         try:
             planned = plan(config, header, shapes)
@@ -77,6 +80,14 @@ def _read(folder: Path) -> tuple[PeftConfig | None, Header | None, list[str]]:
     except adapter_errors.AdapterRefused as refused:
         reasons.extend(refused.reasons)
     return config, header, reasons
+
+
+def _problems_of_probes(folder: Path) -> tuple[str, ...]:
+    try:
+        read_probes(folder / PROBE_FILE)
+    except adapter_errors.AdapterRefused as refused:
+        return refused.reasons
+    return ()
 
 
 def _refused(reasons: list[str]) -> AdapterRefused:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
-from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest, ManifestFile
+from adapter.manifest import ADAPTER_FILES, NEEDED_FILES, Manifest, ManifestFile
 from registry.blobs import CHUNK_BYTES, BlobStore
 from registry.errors import SourceNotAllowed, SourceUnreadable
 from registry.shelves import SCHEMES, open_filesystem
@@ -28,19 +28,21 @@ class Sources:
     roots: tuple[str, ...] = ()
 
     async def fetch(self, source: str, blobs: BlobStore) -> Manifest:
-        """Stores the two files of a PEFT folder and returns their manifest.
+        """Stores the files of a PEFT folder that are part of an adapter and returns their manifest.
 
         Each is read twice: what is here already is not stored again, and a file that changes meanwhile is refused.
         Raises SourceNotAllowed, SourceUnreadable and what `BlobStore.receive` raises.
         """
         files = []
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
+        for name in sorted(ADAPTER_FILES):
             try:
                 with await asyncio.to_thread(self._open, source, name) as file:
                     digest, size_bytes = await asyncio.to_thread(_hash, file)
                     file.seek(0)
                     await blobs.receive(digest, size_bytes, _chunks(file))
             except FileNotFoundError as error:
+                if name not in NEEDED_FILES:
+                    continue
                 raise SourceUnreadable(f"{source}: expected {name}, found no such file", field="source") from error
             except OSError as error:
                 raise SourceUnreadable(f"{source}/{name}: {error.strerror or error}", field="source") from error

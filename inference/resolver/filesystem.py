@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter.manifest import ADAPTER_FILES
+from adapter.manifest import ADAPTER_FILES, NEEDED_FILES
 from adapter.names import Reference
 from inference.errors import AdapterLoadFailed, AdapterNotFound, InvalidRequest
 from inference.resolver import KnownVersion, Version
@@ -91,9 +91,9 @@ class FilesystemResolver:
         return [KnownVersion(name, one.version) for name, one in self._remembered.items()]
 
     def _find(self, name: str) -> Path | None:
-        """The folder of a name, if it holds any file of an adapter: half of one is damaged, and not absent."""
+        """The folder of a name, if it holds either file that one needs: half of one is damaged, and not absent."""
         for folder in (self._root / self._base_model_name / name, self._root / name):
-            if any(os.path.lexists(folder / file) for file in ADAPTER_FILES):
+            if any(os.path.lexists(folder / file) for file in NEEDED_FILES):
                 return folder
         return None
 

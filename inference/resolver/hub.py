@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapter.manifest import ADAPTER_FILES, PROBE_FILE, Manifest
+from adapter.manifest import ADAPTER_FILES, NEEDED_FILES, Manifest
 from adapter.names import Reference, check_name
 from inference.errors import AdapterLoadFailed, AdapterNotFound, InvalidRequest, SourceUnavailable
 from inference.resolver import KnownVersion, Version
@@ -109,7 +109,7 @@ class HubResolver:
             except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
                 # A file that may be absent. LocalEntryNotFoundError, a child of this one, means that nobody answered.
                 is_absent = not isinstance(error, errors.LocalEntryNotFoundError)
-                if is_absent and file == PROBE_FILE:
+                if is_absent and file not in NEEDED_FILES:
                     continue
                 if is_absent:
                     raise AdapterLoadFailed(f"{pin.repository}@{pin.commit}: {file}: {_first_line(error)}") from error

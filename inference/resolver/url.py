@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from adapter.config import MAX_CONFIG_BYTES
-from adapter.manifest import ADAPTER_FILES, WEIGHTS_FILE, Manifest
+from adapter.manifest import (
+    ADAPTER_FILES,
+    MAX_TOKENIZER_BYTES,
+    NEEDED_FILES,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    Manifest,
+)
 from adapter.names import Reference
 from inference.errors import AdapterLoadFailed, AdapterNotFound, InferenceError, InvalidRequest, SourceUnavailable
 from inference.resolver import KnownVersion, Version
@@ -140,7 +147,7 @@ class UrlResolver:
         return Version(name, 0, manifest.digest, self._base_model_digest, manifest)
 
     def _find(self, name: str) -> _Found | None:
-        """The folder of a name, if it holds any file of an adapter. Blocks. Raises SourceUnavailable."""
+        """The folder of a name, if it holds either file that an adapter needs. Blocks. Raises SourceUnavailable."""
         for folder in (f"{self._url}/{self._base_model_name}/{name}", f"{self._url}/{name}"):
             files = {}
             for file in ADAPTER_FILES:
@@ -151,14 +158,14 @@ class UrlResolver:
                 except Exception as error:  # each store has errors of its own
                     raise self._unavailable(error) from error
                 files[file] = (int(info["size"]), repr(sorted((key, str(value)) for key, value in info.items())))
-            if files:
+            if files.keys() & set(NEEDED_FILES):
                 return _Found(folder, files)
         return None
 
     def _download(self, found: _Found, scratch: Path) -> Path:
         """Blocks. Raises SourceUnavailable, and AdapterLoadFailed for a file that is too large."""
         for name, (size, _) in found.files.items():
-            limit = MAX_WEIGHTS_BYTES if name == WEIGHTS_FILE else MAX_CONFIG_BYTES
+            limit = _limit_of(name)
             if size > limit:
                 raise AdapterLoadFailed(f"{found.folder}/{name}: expected at most {limit} bytes, found {size}")
             try:
@@ -186,3 +193,10 @@ class UrlResolver:
 
 def _invalid(message: str) -> InvalidRequest:
     return InvalidRequest(f"adapter_urls: {message}", field="adapter_urls")
+
+
+def _limit_of(name: str) -> int:
+    """The most bytes that a file may have."""
+    if name == WEIGHTS_FILE:
+        return MAX_WEIGHTS_BYTES
+    return MAX_TOKENIZER_BYTES if name in TOKENIZER_FILES else MAX_CONFIG_BYTES

@@ -70,6 +70,17 @@ def test_an_adapter_is_its_two_files(tmp_path: Path) -> None:
     assert manifest_of_adapter(tmp_path / "pirate").digest == manifest.digest
 
 
+def test_probes_and_the_files_of_a_tokenizer_are_part_of_the_adapter(tmp_path: Path) -> None:
+    shutil.copytree("examples/adapters/pirate", tmp_path / "pirate")
+    before = manifest_of_adapter(tmp_path / "pirate").digest
+    names = ["chat_template.jinja", "probe.json", "tokenizer.json", "tokenizer_config.json"]
+    for name in names:
+        (tmp_path / "pirate" / name).write_text("{}")
+    manifest = manifest_of_adapter(tmp_path / "pirate")
+    assert [file.path for file in manifest.files] == sorted([CONFIG_FILE, WEIGHTS_FILE, *names])
+    assert manifest.digest != before
+
+
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text("{}")
     with pytest.raises(AdapterRefused, match=r"expected adapter_model\.safetensors, found none"):

@@ -40,6 +40,14 @@ async def test_a_folder_under_a_root_is_stored_as_an_upload_would_be(store, root
     assert await store.missing((file.digest, file.size_bytes) for file in expected.files) == []
 
 
+async def test_the_files_of_a_tokenizer_are_stored_too(store, root, new_adapter):
+    folder = new_adapter(1).rename(root / "tools")
+    (folder / "tokenizer.json").write_text("{}")
+    found = await Sources((str(root),)).fetch(str(folder), store)
+    assert found == manifest_of_adapter(folder)
+    assert found.file("tokenizer.json") is not None
+
+
 async def test_nothing_outside_the_roots_is_read(store, root, new_adapter, tmp_path, monkeypatch):
     outside = new_adapter(1)
     (root / "link").symlink_to(outside)
