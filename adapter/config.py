@@ -19,7 +19,7 @@ from typing import Any
 
 from adapter.errors import AdapterRefused
 from adapter.header import parse_json, shown
-from adapter.patterns import Pattern
+from adapter.patterns import Budget, Pattern
 
 # A configuration that lists every module of a large model by its full name stays under a tenth of this.
 MAX_CONFIG_BYTES = 2**20
@@ -179,6 +179,7 @@ class _Reader:
         self.values = values
         self.reasons: list[str] = []
         self.num_expressions = 0
+        self.budget = Budget()  # of all patterns and all that they are asked: whoever plans reads the file anew
 
     def read(self) -> PeftConfig:
         self.check_features()
@@ -189,7 +190,9 @@ class _Reader:
             self.expected("layers_to_transform", "nothing beside a regular expression in target_modules", "a value")
         if self.values.get("use_dora") and self.values.get("lora_bias"):
             self.expected("lora_bias", "no bias on lora_B beside DoRA, as in PEFT", "true")
-        for pattern in layers_patterns:
+        if len(layers_patterns) > MAX_REGULAR_EXPRESSIONS:
+            self.expected("layers_pattern", f"at most {MAX_REGULAR_EXPRESSIONS} names", str(len(layers_patterns)))
+        for pattern in layers_patterns[:MAX_REGULAR_EXPRESSIONS]:
             # PEFT takes an expression here, and nobody writes one; a plain name cannot take long to match.
             if not pattern.replace(".", "").replace("_", "").isalnum():
                 self.expected("layers_pattern", "the name of the list of layers, such as 'layers'", shown(pattern))
@@ -302,7 +305,8 @@ class _Reader:
 
     def compile(self, source: str, key: str, *, as_suffix: bool) -> Pattern | None:
         try:
-            pattern = Pattern.compile_suffix(source) if as_suffix else Pattern.compile(source)
+            compile_pattern = Pattern.compile_suffix if as_suffix else Pattern.compile
+            pattern = compile_pattern(source, self.budget)
         except AdapterRefused as refused:
             self.reasons.extend(f"{key}: {reason}" for reason in refused.reasons)
             return None

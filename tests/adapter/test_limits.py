@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adapter.config import MAX_PATTERNS
 from adapter.header import MAX_HEADER_BYTES, MAX_TENSORS
 
 MAX_BYTES = 64 * 2**20
@@ -124,6 +125,7 @@ HEADERS: dict[str, Callable[[], bytes]] = {
     ),
 }
 ROOM = 2**20 - 100
+PATTERN_KEYS = ("rank_pattern", "alpha_pattern")
 CONFIGS: dict[str, bytes] = {
     "small lists": b'{"target_modules":[' + b"[]," * (ROOM // 3) + b"0]}",
     "names": b'{"target_modules":[' + b",".join(b'"%d"' % n for n in range(ROOM // 9)) + b"]}",
@@ -136,6 +138,22 @@ CONFIGS: dict[str, bytes] = {
     ).encode(),
     "an expression with a huge repetition": json.dumps(
         {**CONFIG, "target_modules": "((a{1000}){1000}){1000}"}
+    ).encode(),
+    "many expressions that are slow at every name": json.dumps(
+        {**CONFIG, "rank_pattern": {"((a|b|.)*(c|.)*)*(?=.*x)" + "(.*)" * (100 + n) + "!": 1 for n in range(16)}}
+    ).encode(),
+    "many expressions that tell layers apart": json.dumps(
+        {**CONFIG, "rank_pattern": {r"(.*(1|2|.)*)*" * 9 + f"{n}!": 1 for n in range(16)}}
+    ).encode(),
+    "as many names by pattern as there may be": json.dumps(
+        {**CONFIG} | {key: {f".{n:04}..q_proj": 1 for n in range(MAX_PATTERNS)} for key in PATTERN_KEYS}
+    ).encode(),
+    "as many long names by pattern as there may be": json.dumps(
+        {**CONFIG}
+        | {key: {f"model.layers.{n}.self_attn.q_proj": 1 for n in range(MAX_PATTERNS)} for key in PATTERN_KEYS}
+    ).encode(),
+    "many names of layers": json.dumps(
+        {**CONFIG, "layers_to_transform": [0], "layers_pattern": [f"layers{n}" for n in range(50_000)]}
     ).encode(),
     "a long expression": json.dumps({**CONFIG, "target_modules": "(a|b)*" * 10_000}).encode(),
 }

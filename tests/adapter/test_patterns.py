@@ -87,9 +87,22 @@ def _combine(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 @settings(max_examples=600, deadline=None)
-@given(source=st.recursive(ATOMS, _combine, max_leaves=8), text=st.text("ab1._-é", max_size=8))
+@given(source=st.recursive(ATOMS, _combine, max_leaves=8), text=st.text("ab12._-é\n", max_size=8))
 def test_any_served_pattern_matches_as_in_re(source: str, text: str) -> None:
     assert Pattern.compile(source).matches(text) == (re.fullmatch(source, text) is not None)
+    suffix = Pattern.compile_suffix(source)
+    assert suffix.matches(text) == (re.fullmatch(rf"(.*\.)?({source})", text) is not None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    source=st.recursive(ATOMS, _combine, max_leaves=8),
+    texts=st.lists(st.text("ab12.", min_size=1, max_size=6), min_size=2, max_size=6),
+)
+def test_a_pattern_that_was_asked_before_answers_as_in_re(source: str, texts: list[str]) -> None:
+    pattern = Pattern.compile(source)
+    for text in texts:
+        assert pattern.matches(text) == (re.fullmatch(source, text) is not None)
 
 
 @settings(max_examples=400, deadline=None)
