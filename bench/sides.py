@@ -18,7 +18,8 @@ from adapter.manifest import manifest_of_adapter
 from examples.processes import Processes
 from inference.app import Core, open_core
 from inference.engine.request import Finished, Request, SamplingParams, SlotUse
-from inference.lora.loader import AdapterFiles, Lease
+from inference.lora.loader import Lease
+from inference.lora.reading import AdapterFiles
 from inference.settings import Settings
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc

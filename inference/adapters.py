@@ -13,7 +13,8 @@ from typing import Any
 
 from adapter.names import Reference
 from inference.errors import AdapterLoadFailed, AdapterLoading
-from inference.lora.loader import AdapterFiles, Adapters, Lease
+from inference.lora.loader import Adapters, Lease
+from inference.lora.reading import AdapterFiles
 from inference.resolver import Resolver, Version
 
 

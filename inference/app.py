@@ -32,7 +32,9 @@ from inference.generation import Generation
 from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
+from inference.lora.host_cache import HostCache
 from inference.lora.loader import Adapters
+from inference.lora.reading import Reader
 from inference.lora.slots import Slots
 from inference.metrics import Metrics
 from inference.models.llama import Llama
@@ -86,14 +88,16 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
     await asyncio.to_thread(kernels.warm_up, device.type, [model.dtype])
     streams = Streams()
     bank = Bank(model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype, device=device)
-    adapters = Adapters(
-        bank,
-        Slots(bank.capacity_bytes),
+    slots = Slots(bank.capacity_bytes)
+    reader = Reader(
         sites=model.sites,
         modules=described.modules,
         base=BaseWeights(settings.model, model.dtype),
-        wait_s=settings.load_wait_s,
+        dtype=model.dtype,
+        check_fits=slots.check_fits,
+        is_page_locked=device.type == "cuda",
     )
+    adapters = Adapters(bank, slots, reader, host=HostCache(settings.host_cache), wait_s=settings.load_wait_s)
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     engine, limits = _engine(settings, model, bank, streams=streams, failure=failure)
     engine.start()

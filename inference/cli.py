@@ -99,6 +99,9 @@ def _server_options(command: Any) -> Any:
 @click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]")
 @click.option("--threads", type=int, help="CPU threads.  [default: one for each core]")
 @click.option("--adapter-memory", metavar="SIZE", help="Memory for adapters.  [default: 512MiB]")
+@click.option(
+    "--host-cache", metavar="SIZE", help="Host memory for adapters to load again; 0 for none.  [default: 1GiB]"
+)
 @click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
 @click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
 @click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")

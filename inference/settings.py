@@ -61,6 +61,9 @@ class Settings:
     threads: int = 0
     """Threads of the CPU path; 0 means one for each core."""
     adapter_memory: int = 512 * 2**20
+    host_cache: int = 2**30
+    """Adapters kept in host memory, ready to be copied to `adapter_memory`; 0 means none. On a CPU both are the same
+    kind of memory: it saves a load the file's hash and conversion. It is taken as adapters come, not at the start."""
     kv_memory: int = 512 * 2**20
     max_context: int = 0
     """Tokens of prompt and answer together; 0 means the model's own limit."""
@@ -141,7 +144,7 @@ _PATHS = frozenset(
         "hub_token_file",
     }
 )  # fmt: skip
-_BYTES = frozenset({"adapter_memory", "kv_memory", "push_bytes"})
+_BYTES = frozenset({"adapter_memory", "host_cache", "kv_memory", "push_bytes"})
 _COUNTS = frozenset(
     {"threads", "max_context", "max_batch", "max_batch_alike", "step_tokens", "max_queue", "max_queue_tokens"}
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT_BYTES = 64  # a cache line, and a multiple of 8 elements of any dtype, as the kernels ask
@@ -19,6 +19,9 @@ class Extent:
     @property
     def num_bytes(self) -> int:
         return self.end - self.begin
+
+    def overlaps(self, other: Extent) -> bool:
+        return self.begin < other.end and other.begin < self.end
 
 
 class Extents:
@@ -49,6 +52,29 @@ class Extents:
                 self._holes[at : at + 1] = [Extent(extent.end, hole.end)] if extent.end < hole.end else []
                 return extent
         return None
+
+    def take_all(self, sizes: Sequence[int]) -> list[Extent] | None:
+        """`take` for each size in the same order, or nothing: None if one of them finds no hole.
+
+        The largest is placed first, which leaves the small ones the holes that are too small for it.
+        """
+        before, found = list(self._holes), [Extent(0, 0)] * len(sizes)
+        for at in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
+            extent = self.take(sizes[at])
+            if extent is None:
+                self._holes = before
+                return None
+            found[at] = extent
+        return found
+
+    def take_at(self, extent: Extent) -> None:
+        """Takes exactly this range, which must be free."""
+        at = bisect.bisect(self._holes, extent.begin, key=lambda hole: hole.begin) - 1
+        hole = self._holes[at] if at >= 0 else Extent(0, 0)
+        assert hole.begin <= extent.begin, f"expected {extent} to be free"
+        assert extent.end <= hole.end, f"expected {extent} to be free"
+        rest = (Extent(hole.begin, extent.begin), Extent(extent.end, hole.end))
+        self._holes[at : at + 1] = [part for part in rest if part.num_bytes > 0]
 
     def give_back(self, extent: Extent) -> None:
         at = bisect.bisect(self._holes, extent)

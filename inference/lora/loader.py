@@ -1,60 +1,44 @@
 """Adapters in memory, for the event loop: verified files in, leases on slots out.
 
-    acquire ──loaded──────────────────────────────────────────────────────────────► lease
-       └──not loaded──► verify, read ──► reserve (evicts, or waits) ──► write ──► publish ──► lease for each waiter
-                        loader thread    event loop                 loader thread  event loop
+    acquire ──all in memory──────────────────────────────────────────────────────────► leases
+       └──into the line──► stage ──► reserve (evicts, or waits) ──► write ──► publish ──► leases
+                           loader    event loop: room for all that   copier    event loop
+                           threads   a request misses, or for none   thread
 
-Joins the policy (slots), the memory (bank) and the format (adapter package). Every decision is taken on the event loop
-and all reading, checking and copying happens on loader threads, so neither the loop nor the engine waits for a load. A
-load evicts only when its weights are read and checked: one that fails has changed nothing.
+Joins the policy (slots), the memory (bank, host cache) and the reader. Every decision is taken on the event loop and
+all reading, checking and copying happens on threads, so neither the loop nor the engine waits for a load.
+
+A request that waits holds no slot, so requests that need several adapters never wait for each other. Who has been read
+is placed in the order of arrival. A load evicts only when its weights are read and checked: one that fails has changed
+nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from torch import Tensor
-
-from adapter.config import read_config
-from adapter.errors import AdapterRefused
-from adapter.header import read_header
-from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest, manifest_of_adapter
-from adapter.plan import MAX_RANK, plan
-from adapter.values import describe_non_finite, non_finite_tensors
 from inference.errors import (
     AdapterLoadFailed,
     AdapterMemoryFull,
     AdapterNotFound,
+    AdapterTooLarge,
     Draining,
     InferenceError,
     InvalidRequest,
 )
 from inference.lora.bank import Bank
-from inference.lora.base import BaseWeights
-from inference.lora.rows import find_rows
+from inference.lora.host_cache import HostCache, HostSlab
+from inference.lora.reading import AdapterFiles, Reader, Traits
 from inference.lora.slots import Slot, Slots
-from inference.lora.weights import Layout, lay_out, read_slab
-from inference.models.sites import SiteShape
+from inference.lora.staging import LOADER_THREADS, Staging
 
-LOADER_THREADS = 2  # one reads while the other checks; more would take processor time from the engine
+STAGED_AHEAD = 2 * LOADER_THREADS  # adapters read before they can be placed; bounds their memory, keeps threads busy
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFiles:
-    """What an adapter must be, and a private copy of its files; None for one that is known to be loaded."""
-
-    manifest: Manifest
-    folder: Path | None
-
-    @property
-    def digest(self) -> str:
-        return self.manifest.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +57,7 @@ class LoadedAdapter:
 class Lease:
     """The right to use a slot, until it is released. Releasing twice is harmless."""
 
-    def __init__(self, adapters: Adapters, slot: Slot, traits: _Traits) -> None:
+    def __init__(self, adapters: Adapters, slot: Slot, traits: Traits) -> None:
         self.slot = slot.index
         self.digest = slot.digest
         self.size_bytes = slot.extent.num_bytes
@@ -92,106 +76,118 @@ class Lease:
             self._adapters._release(entry)
 
 
-@dataclass(slots=True)
-class _Load:
-    """A load under way and those who wait for it."""
+@dataclass(slots=True, eq=False)
+class _Claim:
+    """A request in the line: the adapters that it needs, and what is staged of them."""
 
-    task: asyncio.Task[None] | None = None
-    is_writing: bool = False
-    waiters: list[asyncio.Future[Lease]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Traits:
-    """What is remembered of a loaded adapter's plan."""
-
-    rank: int
-    is_composable: bool
-    vocab_size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """An adapter read and checked, on its way to the arena."""
-
-    slab: Tensor
-    layout: Layout
-    traits: _Traits
+    files: dict[str, AdapterFiles]
+    granted: asyncio.Future[list[Slot]]
+    """Gets the slots, leased, in the order of `files`; some may still be written."""
+    blocked_before_s: float
+    """For how long the line had waited for memory when this came."""
+    slabs: dict[str, HostSlab] = field(default_factory=dict)
+    staging: asyncio.Task[None] | None = None
 
 
 class Adapters:
-    """Every adapter in memory. Used from one event loop; `close` ends the loads and joins the loader threads.
+    """Every adapter in memory. Used from one event loop; `close` ends the loads and joins the threads.
 
-    `modules` are the base model's linear layers by name with (out_features, in_features): what an adapter is checked
-    against. `base` gives their weights, which DoRA's column norms need. `wait_s` is how long a load waits for memory
-    when everything loaded is in use.
+    `wait_s` is how long a load waits for memory when everything loaded is in use.
     """
 
     def __init__(
         self,
         bank: Bank,
         slots: Slots,
+        reader: Reader,
         *,
-        sites: Sequence[SiteShape],
-        modules: Mapping[str, tuple[int, int]],
-        base: BaseWeights,
+        host: HostCache,
         wait_s: float = 30.0,
-        max_rank: int = MAX_RANK,
     ) -> None:
+        self.host = host
         self._bank = bank
         self._slots = slots
-        self._sites = sites
-        self._modules = modules
-        self._base = base
+        self._staging = Staging(reader, host)
         self._wait_s = wait_s
-        self._max_rank = max_rank
-        self._traits: dict[str, _Traits] = {}
-        self._loads: dict[str, _Load] = {}
-        self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
-        self._slabs = asyncio.Semaphore(LOADER_THREADS)  # bounds the memory of adapters read and not placed yet
-        self._turn = asyncio.Lock()  # loads are placed in order
-        self._freed = asyncio.Event()
+        self._traits: dict[str, Traits] = {}
+        self._line: list[_Claim] = []
+        self._awaited: Counter[str] = Counter()  # digests by how many claims of the line need them
+        self._stagings: set[asyncio.Task[None]] = set()
+        self._writes: dict[str, asyncio.Task[InferenceError | None]] = {}
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="adapter-copier")
+        self._blocked_s = 0.0  # for how long the line has waited for memory, until `_blocked_since`
+        self._blocked_since: float | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     async def close(self) -> None:
         """Ends every load that has not begun to write and waits for the threads."""
-        tasks = [load.task for load in self._loads.values() if load.task is not None]
-        for digest, load in list(self._loads.items()):
-            self._give_up(digest, load)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._threads.shutdown()
+        self._is_closed = True
+        for claim in list(self._line):
+            self._refuse(claim, Draining())
+        self._note_blocked(None)
+        await self._staging.close()
+        await asyncio.gather(*self._stagings, return_exceptions=True)
+        await asyncio.gather(*self._writes.values())
+        self._copier.shutdown()
 
     async def acquire(self, files: AdapterFiles) -> Lease:
-        """A lease on the adapter, loading it first if it is not in memory; many who wait share one load.
+        """`acquire_all` of one."""
+        (lease,) = await self.acquire_all([files])
+        return lease
+
+    async def acquire_all(self, files: Sequence[AdapterFiles]) -> list[Lease]:
+        """Leases on these adapters, all of them or none, loading those that are not in memory; loads are shared.
 
         Raises AdapterLoadFailed with every reason (metadata damaged=true if the files are not those of the manifest),
-        AdapterTooLarge, and AdapterMemoryFull when nothing was freed in time.
+        AdapterTooLarge if they do not fit together, AdapterMemoryFull when nothing was freed in time, FilesNeeded.
         """
-        digest = files.digest
-        slot = self._slots.find(digest)
-        if slot is not None and slot.is_loaded:
-            return self._lease(slot)
-        load = self._loads.get(digest)
-        if load is None:
-            load = self._loads[digest] = _Load()
-            load.task = asyncio.create_task(self._load(files, load), name=f"load {digest}")
-        waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        load.waiters.append(waiter)
+        if self._is_closed:
+            raise Draining
+        wanted = {one.digest: one for one in files}
+        granted: asyncio.Future[list[Slot]] = asyncio.get_running_loop().create_future()
+        claim = _Claim(wanted, granted, self._total_blocked_s())
+        self._line.append(claim)
+        self._awaited.update(wanted.keys())
+        if self._missing(claim):
+            self._advance()
+        else:
+            self._grant(claim)
         try:
-            return await waiter
+            slots = await granted
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                waiter.result().release()
-            load.waiters.remove(waiter)
-            if not load.waiters:
-                self._give_up(digest, load)
+            if not granted.cancelled() and granted.exception() is None:
+                self._release_all(granted.result())
+            else:
+                self._leave(claim)
+                self._advance()
             raise
+        try:
+            await self._wait_until_written(slots)
+        except BaseException:
+            self._release_all(slots)
+            raise
+        return self._leases(files, {slot.digest: slot for slot in slots})
+
+    async def stage(self, files: AdapterFiles) -> int:
+        """Brings an adapter to host memory and no further. Returns its bytes. Raises as acquire_all."""
+        slab = await self._staging.hold(files)
+        try:
+            self.host.check_fits(slab.num_bytes)
+            return slab.num_bytes
+        finally:
+            self.host.release(slab)
 
     def is_loaded(self, digest: str) -> bool:
         slot = self._slots.find(digest)
         return slot is not None and slot.is_loaded
 
     def is_loading(self, digest: str) -> bool:
-        return digest in self._loads
+        return digest in self._awaited or digest in self._writes or self._staging.is_reading(digest)
+
+    def needs_files(self, digest: str) -> bool:
+        """Whether a load would have to read the adapter's files."""
+        return self._slots.find(digest) is None and self.host.find(digest) is None
 
     @property
     def capacity_bytes(self) -> int:
@@ -233,7 +229,10 @@ class Adapters:
         self._after(slot, was_freed=self._slots.unpin(slot))
 
     def retire(self, digest: str) -> None:
-        """Frees the adapter once nothing leases or pins it, at once if that is now; harmless if it is not loaded."""
+        """Frees the adapter once nothing leases or pins it, at once if that is now; harmless if it is not loaded.
+
+        Its slab stays in host memory for as long as there is room, for a way back.
+        """
         slot = self._slots.find(digest)
         if slot is not None and slot.is_loaded:
             self._after(slot, was_freed=self._slots.retire(slot))
@@ -244,108 +243,166 @@ class Adapters:
         self._after(slot, was_freed=self._slots.retire(slot))
 
     def check_integrity(self) -> None:
-        """Asserts that slots and bank agree on who is where."""
+        """Asserts that slots and bank agree on who is where, and that nothing waits that could go on."""
         self._slots.check_integrity()
+        self.host.check_integrity()
         owners = {slot.index: slot.digest for slot in self._slots if slot.is_loaded}
         found = {index: digest for index, digest in enumerate(self._bank.owners) if digest is not None}
         assert owners == found, f"expected the owners {owners}, found {found}"
         assert self._traits.keys() == set(owners.values()), "traits are kept of an adapter that is not loaded"
+        loading = {slot.digest for slot in self._slots if not slot.is_loaded}
+        assert loading == self._writes.keys(), f"expected writes of {loading}, found {set(self._writes)}"
+        assert self._awaited == Counter(digest for claim in self._line for digest in claim.files)
+        held = Counter(digest for claim in self._line for digest in claim.slabs) + Counter(self._writes.keys())
+        assert all(slab.users >= held[slab.digest] for slab in self.host), "a slab is used and not held"
+        assert all(self._missing(claim) for claim in self._line), "a claim waits for what is in memory"
 
-    async def _load(self, files: AdapterFiles, load: _Load) -> None:
-        """Runs as a task: gives a lease or an error to everybody who waits."""
-        digest = files.digest
-        try:
-            slot, traits = await self._place(files, load)
-        except InferenceError as error:
-            log.warning("%s was not loaded: %s", digest, error)
-            self._end(load, digest, error)
-        except asyncio.CancelledError:
-            self._end(load, digest, Draining())
-            raise
-        except Exception as error:
-            log.exception("%s was not loaded", digest)
-            self._end(load, digest, AdapterLoadFailed(f"{type(error).__name__}: {error}"))
-        else:
-            self._bank.publish(slot.index, digest)
-            self._slots.publish(slot)
-            self._traits[digest] = traits
-            del self._loads[digest]
-            for waiter in load.waiters:
-                if not waiter.done():
-                    waiter.set_result(self._lease(slot))
-            self._release(slot)  # the load's own lease
-
-    async def _place(self, files: AdapterFiles, load: _Load) -> tuple[Slot, _Traits]:
-        """Reads an adapter and writes it to the arena. Returns its slot, which the load leases, and its traits."""
-        loop = asyncio.get_running_loop()
-        async with self._slabs:
-            weights = await loop.run_in_executor(self._threads, self._read, files)
-            slot = await self._reserve(files.digest, weights.slab.numel() * weights.slab.itemsize)
-            load.is_writing = True  # from here on nobody cancels: a thread writes to the slot's bytes
-            try:
-                await loop.run_in_executor(
-                    self._threads, self._bank.write, slot.index, slot.extent, weights.slab, weights.layout
-                )
-            except BaseException:
-                self._slots.abandon(slot)
-                raise
-            return slot, weights.traits
-
-    def _read(self, files: AdapterFiles) -> _Weights:
-        """On a loader thread: verifies the files and reads the weights. Raises AdapterLoadFailed, AdapterTooLarge."""
-        assert files.folder is not None, f"expected files, because {files.digest} is not loaded"
-        weights = files.folder / WEIGHTS_FILE
-        try:
-            found = manifest_of_adapter(files.folder)
-            _check_manifest(files.manifest, found)
-            header = read_header(weights)
-            planned = plan(read_config(files.folder / CONFIG_FILE), header, self._modules, max_rank=self._max_rank)
-            rows = find_rows(weights, header, planned, base=self._base)
-            layout = lay_out(planned, self._sites, self._bank.dtype, rows=rows)
-            self._slots.check_fits(layout.num_elements * self._bank.dtype.itemsize)
-            if names := non_finite_tensors(weights, header):
-                raise AdapterRefused(describe_non_finite(names))
-            slab = read_slab(weights, header, layout, self._bank.dtype, base=self._base, rows=rows)
-            vocab_size = next((one.vocab_size for one in rows), None)
-            return _Weights(slab, layout, _Traits(planned.rank, planned.is_composable and not rows, vocab_size))
-        except AdapterRefused as refused:
-            raise AdapterLoadFailed(str(refused), reasons=refused.reasons) from refused
-
-    async def _reserve(self, digest: str, num_bytes: int) -> Slot:
-        """A slot of that size, waiting for a release if everything is in use. Raises AdapterMemoryFull."""
+    def _advance(self) -> None:
+        """Gives slots to who is first in the line and staged, for as long as there is room; called on every change."""
         full: AdapterMemoryFull | None = None
+        self._stage_ahead()
+        while full is None and (claim := self._first_staged()) is not None:
+            try:
+                self._place(claim)
+            except AdapterTooLarge as error:
+                self._refuse(claim, error)
+            except AdapterMemoryFull as error:
+                if self._total_blocked_s() - claim.blocked_before_s < self._wait_s:
+                    full = error
+                else:
+                    self._refuse(claim, error)
+            self._stage_ahead()
+        self._note_blocked(claim if full is not None else None)
+
+    def _stage_ahead(self) -> None:
+        """Begins to read for the first of the line, and for those behind it up to a bound."""
+        ahead: set[str] = set()
+        for claim in self._line:
+            missing = self._missing(claim)
+            if ahead and len(ahead | missing) > STAGED_AHEAD:
+                return
+            ahead |= missing
+            if claim.staging is None and not missing <= claim.slabs.keys():
+                claim.staging = asyncio.create_task(self._stage(claim, missing - claim.slabs.keys()))
+                self._stagings.add(claim.staging)
+                claim.staging.add_done_callback(self._stagings.discard)
+
+    async def _stage(self, claim: _Claim, missing: set[str]) -> None:
+        """Runs as a task: brings what a claim misses to host memory, or ends the claim with the error."""
+
+        async def hold(digest: str) -> None:
+            claim.slabs[digest] = await self._staging.hold(claim.files[digest])
+
+        error: Exception | None = None
         try:
-            async with asyncio.timeout(self._wait_s), self._turn:
-                while True:
-                    self._freed.clear()
-                    try:
-                        slot, evicted = self._slots.reserve(digest, num_bytes)
-                    except AdapterMemoryFull as error:
-                        full = error
-                        await self._freed.wait()
-                    else:
-                        for victim in evicted:
-                            self._forget(victim)
-                        return slot
-        except TimeoutError:
-            raise full or AdapterMemoryFull(f"the adapter takes {num_bytes} bytes and others wait before it") from None
+            async with asyncio.TaskGroup() as group:
+                for digest in missing:
+                    group.create_task(hold(digest))
+        except ExceptionGroup as errors:
+            error = errors.exceptions[0]
+        claim.staging = None
+        if error is not None:
+            self._refuse(claim, error)
+        self._advance()
 
-    def _end(self, load: _Load, digest: str, error: InferenceError) -> None:
-        if self._loads.get(digest) is load:
-            del self._loads[digest]
-        for waiter in load.waiters:
-            if not waiter.done():
-                waiter.set_exception(error)
+    def _first_staged(self) -> _Claim | None:
+        """Who has been read is placed in the order of arrival; who is still being read does not hold it up."""
+        return next((one for one in self._line if one.staging is None and self._missing(one) <= one.slabs.keys()), None)
 
-    def _give_up(self, digest: str, load: _Load) -> None:
-        """Ends a load that nobody wants any more, unless it is writing; who comes later does not join it."""
-        if self._loads.get(digest) is load and not load.is_writing and load.task is not None:
-            del self._loads[digest]
-            load.task.cancel()
+    def _place(self, claim: _Claim) -> None:
+        """Reserves room for all that a claim misses and begins to write. Raises AdapterTooLarge, AdapterMemoryFull."""
+        missing = self._missing(claim)
+        reserved, evicted = self._slots.reserve(
+            {digest: claim.slabs[digest].num_bytes for digest in claim.files if digest in missing},
+            beside=claim.files.keys() - missing,
+            awaited=self._awaited,
+        )
+        for victim in evicted:
+            self._forget(victim)
+        for slot in reserved:
+            write = self._write(slot, claim.slabs.pop(slot.digest))
+            self._writes[slot.digest] = asyncio.create_task(write, name=f"write {slot.digest}")
+        for other in list(self._line):
+            if not self._missing(other):
+                self._grant(other)
 
-    def _lease(self, slot: Slot) -> Lease:
-        self._slots.lease(slot)
-        return Lease(self, slot, self._traits[slot.digest])
+    def _grant(self, claim: _Claim) -> None:
+        """Everything that a claim needs is in memory or on its way there from a thread that nothing holds up."""
+        self._leave(claim)
+        if not claim.granted.done():
+            slots = [slot for digest in claim.files if (slot := self._slots.find(digest)) is not None]
+            for slot in slots:
+                self._slots.lease(slot)
+            claim.granted.set_result(slots)
+
+    def _refuse(self, claim: _Claim, error: Exception) -> None:
+        self._leave(claim)
+        if not claim.granted.done():
+            claim.granted.set_exception(error)
+
+    def _leave(self, claim: _Claim) -> None:
+        """Takes a claim out of the line, if it is there, with all that it holds."""
+        if claim not in self._line:
+            return
+        self._line.remove(claim)
+        self._awaited -= Counter(claim.files.keys())
+        if claim.staging is not None:
+            claim.staging.cancel()
+        while claim.slabs:
+            self.host.release(claim.slabs.popitem()[1])
+
+    def _missing(self, claim: _Claim) -> set[str]:
+        """The claim's digests that have no slot."""
+        return {digest for digest in claim.files if self._slots.find(digest) is None}
+
+    async def _write(self, slot: Slot, slab: HostSlab) -> InferenceError | None:
+        """Runs as a task, which nobody cancels: a thread writes to the slot's bytes. Returns what went wrong."""
+        weights, error = slab.weights, None
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                self._copier, self._bank.write, slot.index, slot.extent, weights.slab, weights.layout
+            )
+        except Exception as failure:
+            log.exception("%s was not written", slot.digest)
+            error = AdapterLoadFailed(f"{type(failure).__name__}: {failure}")
+            self._slots.abandon(slot)
+        else:
+            self._bank.publish(slot.index, slot.digest)
+            self._slots.publish(slot)
+            self._traits[slot.digest] = weights.traits
+        del self._writes[slot.digest]
+        self.host.release(slab)
+        if error is None:
+            self._release(slot)  # the load's own lease
+        else:
+            self._advance()
+        return error
+
+    async def _wait_until_written(self, slots: Sequence[Slot]) -> None:
+        """Raises AdapterLoadFailed if a slot's weights did not get there."""
+        writes = [self._writes[slot.digest] for slot in slots if not slot.is_loaded]
+        if writes:
+            await asyncio.wait(writes)
+        for write in writes:
+            if (error := write.result()) is not None:
+                raise error
+
+    def _leases(self, files: Sequence[AdapterFiles], slots: Mapping[str, Slot]) -> list[Lease]:
+        """One for each of `files`; the slots are leased once already, and once more where an adapter is named again."""
+        leases: list[Lease] = []
+        seen: set[str] = set()
+        for one in files:
+            slot = slots[one.digest]
+            if one.digest in seen:
+                self._slots.lease(slot)
+            seen.add(one.digest)
+            leases.append(Lease(self, slot, self._traits[one.digest]))
+        return leases
+
+    def _release_all(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            if self._slots.find(slot.digest) is slot:  # not one whose write failed
+                self._release(slot)
 
     def _release(self, slot: Slot) -> None:
         self._after(slot, was_freed=self._slots.release(slot))
@@ -354,17 +411,36 @@ class Adapters:
         """A slot was freed, or may have become evictable: whoever waits for memory looks again."""
         if was_freed:
             self._forget(slot)
-        self._freed.set()
+        self._advance()
 
     def _forget(self, slot: Slot) -> None:
         self._bank.disown(slot.index)
         del self._traits[slot.digest]
+        self.host.touch(slot.digest)
 
     def _find_loaded(self, digest: str) -> Slot:
         slot = self._slots.find(digest)
         if slot is None or not slot.is_loaded:
             raise AdapterNotFound(f"{digest} is not in memory")
         return slot
+
+    def _total_blocked_s(self) -> float:
+        """For how long the line has waited for memory, all times together."""
+        now = asyncio.get_running_loop().time()
+        return self._blocked_s + (now - self._blocked_since if self._blocked_since is not None else 0.0)
+
+    def _note_blocked(self, claim: _Claim | None) -> None:
+        """Starts or ends the line's clock; `claim` is the first that waits for memory, and looks again at its end."""
+        self._blocked_s = self._total_blocked_s()
+        self._blocked_since = None
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if claim is not None:
+            loop = asyncio.get_running_loop()
+            self._blocked_since = loop.time()
+            left_s = self._wait_s - (self._blocked_s - claim.blocked_before_s)
+            self._expiry = loop.call_later(max(0.0, left_s), self._advance)
 
 
 def check_composition(uses: Sequence[tuple[Lease, float]]) -> None:
@@ -377,20 +453,3 @@ def check_composition(uses: Sequence[tuple[Lease, float]]) -> None:
                 f"base model computes (DoRA, fully trained modules); found {found}",
                 field="adapters",
             )
-
-
-def _check_manifest(expected: Manifest, found: Manifest) -> None:
-    """Raises AdapterLoadFailed, with metadata damaged=true, unless every file is the one of the manifest."""
-    reasons = []
-    for file in expected.files:
-        actual = found.file(file.path)
-        if actual != file:
-            shown = f"{actual.digest} of {actual.size_bytes} bytes" if actual else "no such file"
-            reasons.append(f"{file.path}: expected {file.digest} of {file.size_bytes} bytes, found {shown}")
-    reasons += [f"{file.path}: expected no such file" for file in found.files if expected.file(file.path) is None]
-    if reasons:
-        raise AdapterLoadFailed(
-            f"the files are not those of {expected.digest}: {reasons[0]}",
-            reasons=tuple(reasons),
-            metadata={"damaged": "true"},
-        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from inference.errors import AdapterMemoryFull, AdapterTooLarge
@@ -68,45 +68,57 @@ class Slots:
         """The slot of a digest, loaded or loading."""
         return self._slots.get(digest)
 
-    def check_fits(self, num_bytes: int) -> None:
-        """Raises AdapterTooLarge if so many bytes do not even fit an empty arena."""
-        if rounded(num_bytes) > self.capacity_bytes:
+    def check_fits(self, sizes: Sequence[int]) -> None:
+        """Raises AdapterTooLarge if adapters of these bytes do not even fit an empty arena together."""
+        what = "the adapter takes" if len(sizes) == 1 else f"the request's {len(sizes)} adapters take together"
+        if sum(map(rounded, sizes)) > self.capacity_bytes:
             raise AdapterTooLarge(
-                f"the adapter takes {num_bytes} bytes and all memory for adapters is {self.capacity_bytes}",
-                metadata={"adapter_bytes": str(num_bytes), "capacity_bytes": str(self.capacity_bytes)},
+                f"{what} {sum(sizes)} bytes and all memory for adapters is {self.capacity_bytes}",
+                metadata={"adapter_bytes": str(sum(sizes)), "capacity_bytes": str(self.capacity_bytes)},
+            )
+        if len(sizes) > self._max_slots:
+            raise AdapterTooLarge(
+                f"the request names {len(sizes)} adapters and at most {self._max_slots} may be in memory",
+                metadata={"adapters": str(len(sizes)), "max_adapters": str(self._max_slots)},
             )
 
-    def reserve(self, digest: str, num_bytes: int) -> tuple[Slot, list[Slot]]:
-        """A slot for a new digest, leased by its load, and the slots that were evicted for it.
+    def reserve(
+        self, sizes: Mapping[str, int], *, beside: Collection[str] = (), awaited: Collection[str] = ()
+    ) -> tuple[list[Slot], list[Slot]]:
+        """A slot for each new digest of so many bytes, leased by its load, and the slots that were evicted for them.
 
-        Raises AdapterTooLarge, or AdapterMemoryFull when too much is in use; then nothing has changed.
+        All or nothing. Those of `beside` stay: the same request uses them. Those that are `awaited` by others leave
+        only when nothing else can. Raises AdapterTooLarge, or AdapterMemoryFull when too much is in use; then nothing
+        has changed.
         """
-        assert digest not in self._slots, f"{digest} has a slot already"
-        self.check_fits(num_bytes)
-        evicted = self._choose_victims(num_bytes)
-        if evicted is None:
-            raise self._full(num_bytes)
+        assert not any(digest in self._slots for digest in sizes), "expected digests without a slot"
+        kept = [self._slots[digest].extent.num_bytes for digest in beside]
+        self.check_fits([*sizes.values(), *kept])
+        found = self._find_room(list(sizes.values()), self._candidates(beside, awaited))
+        if found is None:
+            raise self._full(list(sizes.values()))
+        extents, evicted = found
         for victim in evicted:
             self._drop(victim)
-        extent = self._extents.take(num_bytes)
-        assert extent is not None, "the victims left no hole"
-        slot = Slot(self._take_index(), digest, extent)
-        self._slots[digest] = slot
-        return slot, evicted
+        reserved = []
+        for digest, extent in zip(sizes, extents, strict=True):
+            self._extents.take_at(extent)
+            reserved.append(Slot(self._take_index(), digest, extent))
+            self._slots[digest] = reserved[-1]
+        return reserved, evicted
 
     def publish(self, slot: Slot) -> None:
-        """The weights are in place: leases may be taken. The load keeps its own until it releases it."""
+        """The weights are in place. The load keeps its own lease until it releases it."""
         assert not slot.is_loaded, f"slot {slot.index} is loaded already"
         slot.is_loaded = True
 
     def abandon(self, slot: Slot) -> None:
-        """The load failed; the slot is free again."""
+        """The load failed; the slot is free again, and the leases of those who waited for it are void."""
         assert not slot.is_loaded, f"slot {slot.index} is loaded and others may use it"
         self._drop(slot)
 
     def lease(self, slot: Slot) -> None:
-        """Keeps a loaded slot from being evicted until it is released; it is wanted again if it was retired."""
-        assert slot.is_loaded, f"slot {slot.index} is not loaded yet"
+        """Keeps a slot, loaded or loading, until it is released; it is wanted again if it was retired."""
         slot.leases += 1
         slot.is_retired = False
         self._slots.move_to_end(slot.digest)
@@ -136,26 +148,31 @@ class Slots:
         """Asserts that indices are distinct and that extents cover the arena without overlap."""
         used = [slot.index for slot in self]
         assert sorted(used + self._free) == list(range(self._never_used)), "a slot is lost, or used twice"
+        assert len(used) <= self._max_slots, f"expected at most {self._max_slots} slots, found {len(used)}"
         assert all(digest == slot.digest for digest, slot in self._slots.items()), "a slot is under another's digest"
         assert all(slot.leases >= 0 for slot in self), "a slot was released too often"
         assert not any(slot.is_retired and slot.is_evictable for slot in self), "a retired slot was not freed"
         self._extents.check_integrity(slot.extent for slot in self)
 
-    def _choose_victims(self, num_bytes: int) -> list[Slot] | None:
-        """The slots to evict so that a hole of `num_bytes` exists; None if evicting all that may go is not enough."""
+    def _candidates(self, beside: Collection[str], awaited: Collection[str]) -> list[Slot]:
+        """What may be evicted, in that order."""
+        idle = [slot for slot in self if slot.is_evictable and slot.digest not in beside]
+        return sorted(idle, key=lambda slot: slot.digest in awaited)
+
+    def _find_room(self, sizes: Sequence[int], candidates: Sequence[Slot]) -> tuple[list[Extent], list[Slot]] | None:
+        """Where the sizes go and which slots leave for that; None if evicting all that may go is not enough."""
         trial = self._extents.copy()
-        candidates = [slot for slot in self if slot.is_evictable]
-        freed: list[Slot] = []
-        has_index = len(self._slots) < self._max_slots
-        while not (has_index and (hole := trial.take(num_bytes))):
-            if len(freed) == len(candidates):
+        num_freed = 0
+        while (extents := trial.take_all(sizes)) is None:
+            if num_freed == len(candidates):
                 return None
-            freed.append(candidates[len(freed)])
-            trial.give_back(freed[-1].extent)
-            has_index = True
-        # Of these, only those that lie in the hole need to go, and one more if the indices were all taken.
-        needed = [slot for slot in freed if slot.extent.begin < hole.end and hole.begin < slot.extent.end]
-        return needed if needed or len(self._slots) < self._max_slots else freed[:1]
+            trial.give_back(candidates[num_freed].extent)
+            num_freed += 1
+        # Only those that lie in the new extents need to go, and as many more as entries of the table are short.
+        needed = [slot for slot in candidates[:num_freed] if any(slot.extent.overlaps(one) for one in extents)]
+        too_many = len(self._slots) - len(needed) + len(sizes) - self._max_slots
+        others = [slot for slot in candidates if slot not in needed]
+        return None if too_many > len(others) else (extents, needed + others[: max(0, too_many)])
 
     def _take_index(self) -> int:
         if self._free:
@@ -174,13 +191,13 @@ class Slots:
         self._extents.give_back(slot.extent)
         heapq.heappush(self._free, slot.index)
 
-    def _full(self, num_bytes: int) -> AdapterMemoryFull:
+    def _full(self, sizes: Sequence[int]) -> AdapterMemoryFull:
         in_use = sum(slot.extent.num_bytes for slot in self if not slot.is_evictable)
+        what = "the adapter takes {} bytes" if len(sizes) == 1 else "the adapters take {} bytes together"
         return AdapterMemoryFull(
-            f"the adapter takes {num_bytes} bytes; of {self.capacity_bytes} for adapters, "
-            f"{in_use} are in use or pinned",
+            f"{what.format(sum(sizes))}; of {self.capacity_bytes} for adapters, {in_use} are in use or pinned",
             metadata={
-                "adapter_bytes": str(num_bytes),
+                "adapter_bytes": str(sum(sizes)),
                 "capacity_bytes": str(self.capacity_bytes),
                 "bytes_in_use": str(in_use),
             },

@@ -25,7 +25,9 @@ from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
-from inference.lora.loader import AdapterFiles, Adapters, Lease
+from inference.lora.host_cache import HostCache
+from inference.lora.loader import Adapters, Lease
+from inference.lora.reading import AdapterFiles, Reader
 from inference.lora.slots import Slots
 from inference.models.llama import Llama
 
@@ -64,13 +66,15 @@ class Golden:
             dtype=model.dtype,
         )
         self.bank = Bank(model.sites, capacity_bytes=ADAPTER_BYTES, dtype=model.dtype)
-        self.adapters = Adapters(
-            self.bank,
-            Slots(ADAPTER_BYTES),
+        slots = Slots(ADAPTER_BYTES)
+        reader = Reader(
             sites=model.sites,
             modules=describe_base_model(base_model_dir).modules,
             base=BaseWeights(base_model_dir, model.dtype),
+            dtype=model.dtype,
+            check_fits=slots.check_fits,
         )
+        self.adapters = Adapters(self.bank, slots, reader, host=HostCache(0))
         self.engine = Engine(Runner(model, kv_cache, self.bank), scheduler, self._on_events)
         self.leases: dict[str, Lease] = {}
         self.tokens: dict[str, list[Token]] = defaultdict(list)

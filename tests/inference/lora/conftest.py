@@ -23,7 +23,9 @@ from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
-from inference.lora.loader import AdapterFiles, Adapters
+from inference.lora.host_cache import HostCache
+from inference.lora.loader import Adapters
+from inference.lora.reading import AdapterFiles, Reader
 from inference.lora.slots import Slots
 from inference.models.llama import Llama
 from inference.models.sites import SitePart, SiteShape
@@ -125,6 +127,7 @@ class Worker:
         num_blocks: int = 64,
         max_running: int = 8,
         max_step_tokens: int = 64,
+        host_bytes: int = 0,
         wait_s: float = 30.0,
         max_waiting: int = 1000,
         is_prefix_cached: bool = True,
@@ -157,14 +160,15 @@ class Worker:
             kv_cache.v(layer).fill_(torch.nan)
         self.bank = Bank(model.sites, capacity_bytes=adapter_bytes, dtype=model.dtype)
         self.bank._arena.fill_(torch.nan)
-        self.adapters = Adapters(
-            self.bank,
-            Slots(adapter_bytes),
+        slots = Slots(adapter_bytes)
+        reader = Reader(
             sites=model.sites,
             modules=self.modules,
             base=BaseWeights(base_folder, model.dtype),
-            wait_s=wait_s,
+            dtype=model.dtype,
+            check_fits=slots.check_fits,
         )
+        self.adapters = Adapters(self.bank, slots, reader, host=HostCache(host_bytes), wait_s=wait_s)
         self.engine = Engine(Runner(model, kv_cache, self.bank), self.scheduler, self._on_events)
         self._loop = asyncio.get_running_loop()
         self._ends: dict[str, asyncio.Future[Finished | Failed]] = {}

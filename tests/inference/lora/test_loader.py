@@ -18,8 +18,11 @@ from inference.errors import (
 )
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
-from inference.lora.loader import AdapterFiles, Adapters
+from inference.lora.host_cache import HostCache
+from inference.lora.loader import Adapters
+from inference.lora.reading import AdapterFiles, Reader
 from inference.lora.slots import Slots
+from inference.lora.staging import FilesNeeded
 
 ADAPTER_BYTES = 4096  # an adapter of write_adapter(..., {"q": 4}) takes less than half of it
 
@@ -27,7 +30,7 @@ ADAPTER_BYTES = 4096  # an adapter of write_adapter(..., {"q": 4}) takes less th
 class Room(Adapters):
     """Adapters that count their reads, hold them back while a test wants it, and tell how far they are."""
 
-    def __init__(self, sites, modules, *, capacity_bytes=ADAPTER_BYTES, wait_s=30.0):
+    def __init__(self, sites, modules, *, capacity_bytes=ADAPTER_BYTES, host_bytes=0, wait_s=30.0):
         self.bank = Bank(sites, capacity_bytes=capacity_bytes, dtype=torch.float32, max_slots=64)
         self.reads = 0
         self.placed = []
@@ -35,21 +38,24 @@ class Room(Adapters):
         self.may_read.set()
         self.is_reading = asyncio.Event()
         self.is_reserving = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        base = BaseWeights(Path("no-folder"), torch.float32)
-        super().__init__(self.bank, Slots(capacity_bytes), sites=sites, modules=modules, base=base, wait_s=wait_s)
+        slots, base = Slots(capacity_bytes), BaseWeights(Path("no-folder"), torch.float32)
+        reader = Reader(sites=sites, modules=modules, base=base, dtype=torch.float32, check_fits=slots.check_fits)
+        super().__init__(self.bank, slots, reader, host=HostCache(host_bytes), wait_s=wait_s)
+        read, loop = reader.read, asyncio.get_running_loop()
 
-    def _read(self, files):
-        self.reads += 1
-        self._loop.call_soon_threadsafe(self.is_reading.set)
-        self.may_read.wait(30)
-        return super()._read(files)
+        def counted(files):
+            self.reads += 1
+            loop.call_soon_threadsafe(self.is_reading.set)
+            self.may_read.wait(30)
+            return read(files)
 
-    async def _reserve(self, digest, num_bytes):
+        reader.read = counted
+
+    def _place(self, claim):
         self.is_reserving.set()
-        slot = await super()._reserve(digest, num_bytes)
-        self.placed.append(digest)
-        return slot
+        missing = self._missing(claim)
+        super()._place(claim)
+        self.placed += sorted(missing)
 
 
 @pytest.fixture
@@ -305,3 +311,159 @@ async def test_closing_ends_what_waits(make_room, adapter):
     with pytest.raises(Draining):
         await waiting
     lease.release()
+
+
+# several at once
+
+
+async def test_a_request_for_several_holds_nothing_while_it_waits(make_room, adapter):
+    """Each of two requests has what the other lacks, and there is room for two: taken one by one, both would wait."""
+    room = make_room(capacity_bytes=2 * ADAPTER_BYTES)
+    a, b, c, d = (adapter(name, {"q": 8, "v": 8, "o": 6}) for name in "abcd")
+    busy = await room.acquire_all([a, b])
+    served = []
+
+    async def use(*files):
+        leases = await room.acquire_all(files)
+        assert [lease.digest for lease in leases] == [one.digest for one in files]
+        served.append(files)
+        room.check_integrity()
+        for lease in leases:
+            lease.release()
+
+    async with asyncio.TaskGroup() as group:
+        for files in ((a, c), (b, d), (c, d)):
+            group.create_task(use(*files))
+        while not {one.digest for one in room.host} >= {c.digest, d.digest}:
+            await asyncio.sleep(0)
+        assert not served
+        for lease in busy:
+            lease.release()
+    assert len(served) == 3
+
+
+async def test_adapters_that_never_fit_together_are_refused_at_once_with_the_numbers(make_room, adapter):
+    room = make_room()
+    a, b = (adapter(name, {"q": 8, "v": 6}) for name in "ab")
+    (await room.acquire(a)).release()
+    with pytest.raises(
+        AdapterTooLarge, match=r"2 adapters take together \d+ bytes and all memory for adapters is 4096"
+    ):
+        await room.acquire_all([a, b])
+    assert room.is_loaded(a.digest)
+    assert room.loaded()[0].leases == 0
+
+
+async def test_one_adapter_named_twice_is_leased_twice(make_room, adapter):
+    room, files = make_room(), adapter("a")
+    leases = await room.acquire_all([files, files])
+    assert room.loaded()[0].leases == 2
+    for lease in leases:
+        lease.release()
+    assert room.loaded()[0].leases == 0
+
+
+async def test_one_that_cannot_be_loaded_fails_the_request_and_leaves_the_others_unleased(make_room, adapter):
+    room, sound, damaged = make_room(), adapter("a"), adapter("b")
+    (await room.acquire(sound)).release()
+    (damaged.folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterLoadFailed, match="the files are not those"):
+        await room.acquire_all([sound, damaged])
+    assert room.loaded()[0].leases == 0
+
+
+async def test_who_needs_nothing_new_does_not_wait_for_those_who_do(make_room, adapter):
+    room = make_room()
+    large = {"q": 8, "v": 6}
+    loaded, cold = adapter("a", large), adapter("b", large)
+    lease = await room.acquire(loaded)
+    room.is_reserving.clear()
+    waiting = asyncio.create_task(room.acquire(cold))
+    await room.is_reserving.wait()
+    (await room.acquire(loaded)).release()
+    lease.release()
+    (await waiting).release()
+
+
+async def test_one_that_is_still_read_does_not_hold_up_one_that_is_staged(make_room, adapter):
+    room, slow, quick = make_room(host_bytes=2 * ADAPTER_BYTES), adapter("slow"), adapter("quick")
+    await room.stage(quick)
+    room.may_read.clear()
+    first = asyncio.create_task(room.acquire(slow))
+    (await room.acquire(quick)).release()
+    assert not first.done()
+    room.may_read.set()
+    (await first).release()
+    assert room.placed == [quick.digest, slow.digest]
+
+
+async def test_a_write_that_fails_frees_its_slot_and_is_told_to_all_who_wait(make_room, adapter):
+    room, a, b = make_room(), adapter("a"), adapter("b")
+    write, room.bank.write = room.bank.write, lambda *_: 1 / 0
+    ends = await asyncio.gather(room.acquire_all([a, b]), room.acquire(a), return_exceptions=True)
+    assert all(isinstance(end, AdapterLoadFailed) for end in ends)
+    assert room.used_bytes == 0
+    room.check_integrity()
+    room.bank.write = write
+    (await room.acquire(a)).release()
+
+
+async def test_an_adapter_that_left_memory_and_came_without_files_is_asked_for_again(make_room, adapter):
+    with pytest.raises(FilesNeeded):
+        await make_room().acquire(AdapterFiles(adapter("a").manifest, None))
+
+
+# host memory
+
+
+async def test_an_adapter_in_host_memory_is_loaded_again_without_its_files(make_room, adapter):
+    room, files = make_room(host_bytes=ADAPTER_BYTES), adapter("a")
+    (await room.acquire(files)).release()
+    (before,) = room.loaded()
+    contents = room.bank._arena[: before.size_bytes // 4].clone()
+    room.evict(files.digest)
+    room.bank._arena.fill_(torch.nan)
+    (await room.acquire(AdapterFiles(files.manifest, None))).release()
+    assert room.reads == 1
+    assert torch.equal(room.bank._arena[: before.size_bytes // 4].view(torch.int32), contents.view(torch.int32))
+
+
+async def test_without_a_host_cache_nothing_stays_in_host_memory(make_room, adapter):
+    room, files = make_room(), adapter("a")
+    (await room.acquire(files)).release()
+    assert len(room.host) == 0
+    with pytest.raises(AdapterTooLarge, match="the host cache is 0"):
+        await room.stage(files)
+
+
+async def test_a_slab_that_is_copied_from_stays_beyond_the_budget(make_room, adapter):
+    room, files = make_room(host_bytes=64), adapter("a")
+    copying, may_end = asyncio.Event(), threading.Event()
+    loop, write = asyncio.get_running_loop(), room.bank.write
+
+    def slow_write(*arguments):
+        loop.call_soon_threadsafe(copying.set)
+        may_end.wait(30)
+        write(*arguments)
+
+    room.bank.write = slow_write
+    waiting = asyncio.create_task(room.acquire(files))
+    await copying.wait()
+    assert [slab.users for slab in room.host] == [1]
+    may_end.set()
+    (await waiting).release()
+    assert len(room.host) == 0
+
+
+async def test_what_left_the_arena_last_stays_longest_in_host_memory(make_room, adapter):
+    a, b, c = (adapter(name) for name in "abc")
+    room = make_room(capacity_bytes=4 * ADAPTER_BYTES)
+    for files in (a, b):
+        (await room.acquire(files)).release()
+    size = room.loaded()[0].size_bytes
+    room = make_room(capacity_bytes=4 * ADAPTER_BYTES, host_bytes=2 * size)
+    for files in (a, b):
+        (await room.acquire(files)).release()
+    room.evict(a.digest)
+    (await room.acquire(c)).release()
+    assert [slab.digest for slab in room.host] == [a.digest, c.digest]

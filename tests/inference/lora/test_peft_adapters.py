@@ -18,7 +18,9 @@ from adapter.base_model import describe_base_model
 from inference.errors import AdapterLoadFailed, InvalidRequest
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
+from inference.lora.host_cache import HostCache
 from inference.lora.loader import Adapters, check_composition
+from inference.lora.reading import Reader
 from inference.lora.slots import Slots
 from inference.models.llama import Llama
 
@@ -60,13 +62,15 @@ class Served:
         self.model = Llama.load(folder, dtype)
         self.bank = Bank(self.model.sites, capacity_bytes=CAPACITY, dtype=self.model.dtype, max_slots=16)
         self.bank._arena.fill_(torch.nan)
-        self.adapters = Adapters(
-            self.bank,
-            Slots(CAPACITY),
+        slots = Slots(CAPACITY)
+        reader = Reader(
             sites=self.model.sites,
             modules=describe_base_model(folder).modules,
             base=BaseWeights(folder, self.model.dtype),
+            dtype=self.model.dtype,
+            check_fits=slots.check_fits,
         )
+        self.adapters = Adapters(self.bank, slots, reader, host=HostCache(0))
 
     def lora(self, rows, logit_rows=None):
         """The adapters of a batch: (number of rows, uses) of each sequence; all logits are wanted, or some."""
@@ -277,7 +281,7 @@ async def test_only_the_rows_whose_logits_are_wanted_pass_the_head_each_with_its
 
 async def test_without_the_base_models_weights_dora_is_refused_by_name(serve, write_peft, files_of, tmp_path):
     served = serve()
-    served.adapters._base = BaseWeights(tmp_path, torch.float32)
+    served.adapters._staging._reader._base = BaseWeights(tmp_path, torch.float32)
     folder, _ = write_peft("dora", **FEATURES["dora"])
     with pytest.raises(AdapterLoadFailed, match=r"the base model's folder has no tensor 'model\.layers\.0\.self_attn"):
         await served.adapters.acquire(files_of(folder))

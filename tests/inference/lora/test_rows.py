@@ -22,7 +22,9 @@ from inference.engine.sequence import Chunk, Sequence
 from inference.errors import AdapterLoadFailed, AdapterTooLarge, InvalidRequest
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
+from inference.lora.host_cache import HostCache
 from inference.lora.loader import Adapters, check_composition
+from inference.lora.reading import Reader
 from inference.lora.slots import Slots
 from inference.models.llama import Llama
 
@@ -71,13 +73,15 @@ async def serve(tiny_model_dir):
             self.model = Llama.load(folder, dtype)
             self.bank = Bank(self.model.sites, capacity_bytes=capacity_bytes, dtype=self.model.dtype, max_slots=16)
             self.bank._arena.fill_(torch.nan)
-            self.adapters = Adapters(
-                self.bank,
-                Slots(capacity_bytes),
+            slots = Slots(capacity_bytes)
+            reader = Reader(
                 sites=self.model.sites,
                 modules=describe_base_model(folder).modules,
                 base=BaseWeights(folder, self.model.dtype),
+                dtype=self.model.dtype,
+                check_fits=slots.check_fits,
             )
+            self.adapters = Adapters(self.bank, slots, reader, host=HostCache(0))
 
         def lora(self, rows):
             """The adapters of a batch: (number of rows, uses) of each sequence; the logits of all are wanted."""
