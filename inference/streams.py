@@ -1,8 +1,9 @@
 """Where the engine's events meet the event loop: one stream for each request. Knows no gRPC and no text.
 
 The engine thread hands over the events of a step in one call; the loop deals them out. A stream that nobody reads
-gathers its tokens, so a slow consumer gets them in larger pieces and delays no one. The leases of a request's adapters
-are released when the engine says that it is done with them, which is after a cancelled request's last step.
+gathers its tokens, so a slow consumer gets them in larger pieces and delays no one; past a bound its request is paused
+until they are taken. The leases of a request's adapters are released when the engine says that it is done with them,
+which is after a cancelled request's last step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from typing import Protocol
 
 from inference.engine.request import Admitted, Event, Failed, Finished, PromptScored, Request, Score, Token
 
+# Tokens that a stream may gather before its request is paused: some ten seconds of a fast answer, a few KiB without
+# log-probabilities. The steps under way add one each.
+MAX_UNREAD = 512
+
 
 class Engine(Protocol):
     """The part of the engine that streams need."""
@@ -22,6 +27,12 @@ class Engine(Protocol):
 
     def cancel(self, request_id: str, answer: int | None = None) -> None:
         """Ends a request, or one answer of it, at the next step; harmless when it has ended."""
+
+    def pause(self, request_id: str) -> None:
+        """Takes a request out of the steps from the next one on; harmless when it has ended."""
+
+    def resume(self, request_id: str) -> None:
+        """Lets a paused request go on."""
 
 
 class Releasable(Protocol):
@@ -34,8 +45,11 @@ class Releasable(Protocol):
 class Stream:
     """The answers to one request, as they come."""
 
-    def __init__(self, leases: Sequence[Releasable]) -> None:
+    def __init__(self, engine: Engine, request_id: str, leases: Sequence[Releasable]) -> None:
+        self._engine = engine
+        self.request_id = request_id
         self._leases = leases
+        self._is_paused = False
         self._admitted: Admitted | None = None
         self.prompt_scores: tuple[Score, ...] = ()
         """Of every prompt token but the first, if they were asked for; there before the first token."""
@@ -71,6 +85,9 @@ class Stream:
             is_over = self._is_finished
             if tokens:
                 yield tokens
+            if self._is_paused:  # and whoever reads has come back for more
+                self._is_paused = False
+                self._engine.resume(self.request_id)
             for end in ends:
                 yield end
         if self._failure is not None:
@@ -90,6 +107,9 @@ class Stream:
                 self.prompt_scores = event.scores
             case Token():
                 self._tokens.append(event)
+                if len(self._tokens) > MAX_UNREAD and not self._is_paused:
+                    self._is_paused = True
+                    self._engine.pause(self.request_id)
             case Finished():
                 self._ends.append(event)
                 self._is_finished = event.is_last
@@ -118,7 +138,7 @@ class Streams:
 
     def open(self, engine: Engine, request: Request, leases: Sequence[Releasable]) -> Stream:
         """Submits the request; from here on the stream owns the leases, also when this raises what `submit` raises."""
-        stream = Stream(leases)
+        stream = Stream(engine, request.id, leases)
         self._streams[request.id] = stream
         self._empty.clear()
         try:

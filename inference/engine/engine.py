@@ -12,18 +12,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from inference.engine.request import Event, Failed, Finished, Request
+from inference.engine.intake import RETRY_AFTER_S, Intake
+from inference.engine.request import Event, Failed, Finished, Request, Token
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import Chunk, Sampled
-from inference.errors import Draining, EngineFailed, InferenceError, InvalidRequest, QueueFull
-
-RETRY_AFTER_S = 1.0  # some answers will have ended by then, whatever the model
+from inference.errors import Draining, EngineFailed, InferenceError, InvalidRequest
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -52,6 +51,7 @@ class EngineStats:
 
     running: int
     waiting: int
+    paused: int
     blocks: int
     blocks_free: int
     blocks_kept: int
@@ -84,9 +84,9 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()  # guards the inbox and the five names below
-        self._submitted = 0  # requests that are not with the scheduler yet
-        self._submitted_tokens = 0  # of their prompts
-        self._unfinished: dict[str, None] = {}  # a set in order of submission
+        self._intake = Intake(scheduler)
+        self._unfinished: dict[str, str] = {}  # the tenant of each request, in order of submission
+        self._is_draining = False
         self._is_stopping = False
         self._failure: EngineFailed | None = None
         self._steps = 0
@@ -94,6 +94,16 @@ class Engine:
 
     def start(self) -> None:
         self._thread.start()
+
+    def drain(self) -> None:
+        """Refuses new requests and fails the waiting ones with Draining, at the next step; those under way go on."""
+
+        def fail_waiting() -> None:
+            self._emit(self._scheduler.fail(self._scheduler.not_begun(), Draining(retry_after_s=RETRY_AFTER_S)))
+
+        with self._wake:
+            self._is_draining = True
+            self._put(fail_waiting)
 
     def stop(self) -> None:
         """Ends the step under way, fails every request that has not ended with Draining, and joins the thread."""
@@ -108,7 +118,8 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues a request, from any thread.
 
-        Raises PromptTooLong, InvalidRequest (the id is in use), QueueFull, and Draining once the engine stops.
+        Raises PromptTooLong, InvalidRequest (the id is in use), QueueFull, TenantRateExceeded, and Draining once the
+        engine drains or stops.
         """
         self._scheduler.check_fits(request)
         with self._wake:
@@ -117,10 +128,10 @@ class Engine:
                 raise InvalidRequest(
                     f"request_id: expected one that no running request has, found {request.id}", field="request_id"
                 )
-            self._check_room(len(request.prompt_ids))
-            self._submitted += 1
-            self._submitted_tokens += len(request.prompt_ids)
-            self._unfinished[request.id] = None
+            if self._is_draining:
+                raise Draining(retry_after_s=RETRY_AFTER_S)
+            self._intake.take(request, time.monotonic())
+            self._unfinished[request.id] = request.tenant
             self._put(lambda: self._add(request))
 
     def cancel(self, request_id: str, answer: int | None = None) -> None:
@@ -135,6 +146,16 @@ class Engine:
         with self._wake:
             if request_id in self._unfinished:
                 self._put(cancel)
+
+    def pause(self, request_id: str) -> None:
+        """Gives the request's rows to others from the next step on, until it is resumed. From any thread."""
+        with self._wake:
+            self._put(lambda: self._scheduler.pause(request_id))
+
+    def resume(self, request_id: str) -> None:
+        """Lets a paused request go on when it is its turn. From any thread."""
+        with self._wake:
+            self._put(lambda: self._scheduler.resume(request_id))
 
     def run_between_steps(self, function: Callable[[], _T]) -> Future[_T]:
         """Runs a short function on the engine thread when no step is running; its result or error is in the future."""
@@ -156,7 +177,8 @@ class Engine:
         scheduler = self._scheduler
         return EngineStats(
             running=scheduler.num_running,
-            waiting=scheduler.num_waiting + self._submitted,
+            waiting=scheduler.num_waiting + self._intake.num_requests,
+            paused=scheduler.num_paused,
             blocks=scheduler.blocks.num_blocks,
             blocks_free=scheduler.blocks.num_free,
             blocks_kept=scheduler.blocks.num_kept,
@@ -218,32 +240,21 @@ class Engine:
     def _add(self, request: Request) -> None:
         self._scheduler.add(request)
         with self._wake:
-            self._submitted -= 1
-            self._submitted_tokens -= len(request.prompt_ids)
-
-    def _check_room(self, prompt_tokens: int) -> None:
-        # A request on its way to the scheduler may count twice for a moment, but never not at all.
-        limits = self._scheduler.limits
-        waiting = self._submitted + self._scheduler.num_waiting
-        if waiting >= limits.max_waiting:
-            raise QueueFull(f"{waiting} requests are waiting and {limits.max_waiting} may", retry_after_s=RETRY_AFTER_S)
-        tokens = self._submitted_tokens + self._scheduler.num_waiting_tokens
-        if tokens and tokens + prompt_tokens > limits.max_waiting_tokens:
-            raise QueueFull(
-                f"prompts of {tokens} tokens are waiting, {limits.max_waiting_tokens} may, and this one has "
-                f"{prompt_tokens}",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            self._intake.hand_over(request)
 
     def _check_open(self) -> None:
         if self._failure is not None:
             raise self._failure
         if self._is_stopping:
-            raise Draining
+            raise Draining(retry_after_s=RETRY_AFTER_S)
 
     def _emit(self, events: list[Event]) -> None:
         ended = [e.request_id for e in events if isinstance(e, Failed) or (isinstance(e, Finished) and e.is_last)]
+        tokens = Counter(event.request_id for event in events if isinstance(event, Token))
+        now_s = time.monotonic()
         with self._wake:
+            for request_id, count in tokens.items():
+                self._intake.charge_answer(self._unfinished[request_id], count, now_s)
             for request_id in ended:
                 del self._unfinished[request_id]
         if events:
@@ -261,5 +272,5 @@ class Engine:
                 order()
             except Exception:
                 log.exception("an order was not carried out, because the engine ended")
-        error = self._failure or Draining()
+        error = self._failure or Draining(retry_after_s=RETRY_AFTER_S)
         self._emit([Failed(request_id, error) for request_id in list(self._unfinished)])

@@ -34,7 +34,7 @@ from inference.engine.sequence import Chunk, Sampled, Sequence
 from inference.engine.shares import divide, fair_rows
 from inference.engine.tables import BlockTables, held
 from inference.engine.tenants import AnswerLengths, Tenants
-from inference.errors import EngineFailed, InferenceError, InvalidRequest, PromptTooLong
+from inference.errors import InferenceError, InvalidRequest, PromptTooLong
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +164,10 @@ class Scheduler:
         decodes.sort(key=lambda chunk: [use.slot for use in chunk.sequence.request.uses])
         return decodes + self._schedule_prefills(self.limits.max_step_tokens - len(decodes))
 
-    def complete(
-        self, chunks: list[Chunk], sampled: Iterable[Sampled | InferenceError | None], now_s: float
-    ) -> list[Event]:
+    def complete(self, chunks: list[Chunk], sampled: list[Sampled | InferenceError], now_s: float) -> list[Event]:
         """Takes in a step that ran; `sampled` has one entry for each chunk that samples, in order.
 
-        An error for a chunk that has no next token, None where its logits are not numbers: its request fails, and its
-        neighbours do not.
+        An error for a chunk that has no next token: its request fails, and its neighbours do not.
         """
         tokens = iter(sampled)
         events: list[Event] = []
@@ -179,8 +176,8 @@ class Scheduler:
             token = next(tokens) if chunk.samples else None
             if sequence.request.id not in self._requests:
                 continue  # another answer of it failed in this very step
-            if chunk.samples and not isinstance(token, Sampled):
-                events += self.fail([sequence.request.id], token or EngineFailed("the logits are not finite numbers"))
+            if isinstance(token, InferenceError):
+                events += self.fail([sequence.request.id], token)
                 continue
             sequence.computed += chunk.length
             self._tables.complete(sequence, chunk.start)
@@ -188,7 +185,7 @@ class Scheduler:
                 sequence.is_announced = True
                 events.append(Admitted(sequence.request.id, sequence.cached_tokens))
             events += _score_prompt(sequence)
-            if isinstance(token, Sampled):
+            if token is not None:
                 events += self._append(sequence, token, now_s)
         return events
 
@@ -227,9 +224,9 @@ class Scheduler:
         for sequence in self._paused.pop(request_id, []):
             self._queue.push(sequence, cost=0)
 
-    def request_ids(self) -> list[str]:
-        """Every request that has not ended."""
-        return list(self._requests)
+    def not_begun(self) -> list[str]:
+        """Requests that no step has computed anything of."""
+        return [id_ for id_, answers in self._requests.items() if answers[0].started_s is None]
 
     def check_integrity(self) -> None:
         """Asserts that every sequence is in one place, with exactly the blocks that it needs, and no block is lost."""

@@ -10,7 +10,7 @@ import pytest
 
 from inference.engine.request import Admitted, Failed, Finished, FinishReason, Request, SamplingParams, Token
 from inference.errors import EngineFailed, QueueFull
-from inference.streams import Stream, Streams
+from inference.streams import MAX_UNREAD, Stream, Streams
 
 END = Finished("r", FinishReason.LENGTH, output_tokens=3, queued_s=0.0, first_token_s=0.1, total_s=0.2)
 
@@ -28,12 +28,19 @@ class Engine:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
+        self.orders: list[str] = []
 
     def submit(self, request: Request) -> None:
         if self.error is not None:
             raise self.error
 
     def cancel(self, request_id: str, answer: int | None = None) -> None: ...
+
+    def pause(self, request_id: str) -> None:
+        self.orders.append("pause")
+
+    def resume(self, request_id: str) -> None:
+        self.orders.append("resume")
 
 
 def make_request() -> Request:
@@ -149,3 +156,21 @@ async def test_the_answers_of_one_request_end_one_by_one_and_give_the_leases_bac
     await asyncio.sleep(0)
     assert [batch async for batch in batches] == [[tokens[2]], END]
     assert lease.releases == 1
+
+
+async def test_a_request_is_paused_when_its_tokens_are_not_taken_and_goes_on_when_they_are() -> None:
+    streams, engine = Streams(), Engine()
+    stream = streams.open(engine, make_request(), [])
+    tokens = [Token("r", index, 10) for index in range(MAX_UNREAD + 3)]
+    deliver_from_another_thread(streams, tokens[:MAX_UNREAD])
+    await asyncio.sleep(0)
+    assert engine.orders == []
+    deliver_from_another_thread(streams, tokens[MAX_UNREAD:])
+    await asyncio.sleep(0)
+    assert engine.orders == ["pause"]
+    batches = stream.batches()
+    assert await anext(batches) == tokens
+    assert engine.orders == ["pause"], "the tokens are taken, and may be on their way for a long time"
+    deliver_from_another_thread(streams, [END])
+    assert await anext(batches) == END
+    assert engine.orders == ["pause", "resume"]

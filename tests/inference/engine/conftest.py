@@ -12,6 +12,7 @@ from inference.engine.request import Admitted, Event, Failed, Finished, Request,
 from inference.engine.scheduler import Limits, Scheduler
 from inference.engine.sequence import Chunk, Sampled
 from inference.engine.tenants import Tenants
+from inference.errors import InferenceError
 
 VOCABULARY = 50
 
@@ -30,7 +31,7 @@ class TokenRunner:
         self.cache: dict[tuple[int, int], int] = {}
         self.steps: list[list[Chunk]] = []
 
-    def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+    def run(self, chunks: list[Chunk]) -> list[Sampled | InferenceError]:
         for source, target in [chunk.copy for chunk in chunks if chunk.copy is not None]:
             for offset in range(self.block_size):
                 self.cache[target, offset] = self.cache.get((source, offset), -1)
@@ -38,7 +39,7 @@ class TokenRunner:
             assert chunk.start == chunk.sequence.computed
             for position, token in enumerate(chunk.token_ids, start=chunk.start):
                 self.cache[self._place(chunk, position)] = token
-        sampled: list[Sampled | None] = []
+        sampled: list[Sampled | InferenceError] = []
         for chunk in chunks:
             end = chunk.start + chunk.length
             seen = [self.cache[self._place(chunk, position)] for position in range(end)]

@@ -10,7 +10,16 @@ import pytest
 from inference.engine.engine import Engine, RequestsFailed, StepRunner
 from inference.engine.request import Admitted, Event, Failed, Finished, FinishReason, Request, Token
 from inference.engine.sequence import Chunk, Sampled
-from inference.errors import Draining, EngineFailed, InvalidRequest, PromptTooLong, QueueFull
+from inference.engine.tenants import TenantPolicy, Tenants
+from inference.errors import (
+    Draining,
+    EngineFailed,
+    InferenceError,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+    TenantRateExceeded,
+)
 
 Simulate = Callable[..., Any]
 
@@ -24,7 +33,7 @@ class Gate:
         self.passes = threading.Semaphore(0)
         self.errors: list[Exception] = []
 
-    def run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+    def run(self, chunks: list[Chunk]) -> list[Sampled | InferenceError]:
         self.entered.release()
         self.passes.acquire()
         if self.errors:
@@ -271,3 +280,49 @@ def test_an_idle_engine_takes_no_steps(bench: Bench) -> None:
     for _ in range(5):
         bench.engine.run_between_steps(lambda: None).result(30)
     assert bench.engine.stats().steps == 2
+
+
+def test_draining_fails_who_waits_with_a_time_to_retry_and_lets_who_runs_end(gated: tuple[Bench, Gate]) -> None:
+    bench, gate = gated
+    running, waiting = bench.submit(3, max_tokens=5), bench.submit(3)
+    assert gate.entered.acquire(timeout=30)
+    bench.engine.drain()
+    with pytest.raises(Draining) as refused:
+        bench.submit(3)
+    assert refused.value.retry_after_s is not None
+    gate.passes.release(100)
+    end, failed = bench.inbox.wait_for(running, waiting)
+    assert isinstance(end, Finished)
+    assert bench.inbox.outputs[running.id] == bench.world.answer_alone(running)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, Draining)
+    assert failed.error.retry_after_s is not None
+
+
+def test_a_tenant_over_its_rate_is_refused_and_told_when_to_retry(simulate: Simulate) -> None:
+    world = simulate(tenants=Tenants({"small": TenantPolicy(tokens_per_s=1e-3, burst_tokens=8)}))
+    bench = Bench(world, world.runner)
+    bench.engine.start()
+    bench.inbox.wait_for(bench.submit(3, max_tokens=6, tenant="small"))
+    with pytest.raises(TenantRateExceeded, match=r"'small' has used the 0\.001 tokens a second") as refused:
+        bench.submit(1, tenant="small")
+    assert 1000 < refused.value.retry_after_s <= 2000, "nine of eight tokens are used, and one must be there"
+    bench.inbox.wait_for(bench.submit(3, tenant="other"))
+    bench.engine.stop()
+
+
+def test_a_paused_request_uses_no_steps_and_its_neighbours_do_not_notice(gated: tuple[Bench, Gate]) -> None:
+    bench, gate = gated
+    slow = bench.submit(3, max_tokens=9)
+    assert gate.entered.acquire(timeout=30)
+    bench.engine.pause(slow.id)
+    bench.engine.pause("never seen")
+    other = bench.submit(3, max_tokens=4)
+    gate.passes.release(100)
+    bench.inbox.wait_for(other)
+    stats = bench.engine.run_between_steps(bench.engine.stats).result(30)
+    assert (stats.running, stats.waiting, stats.paused, stats.steps) == (0, 0, 1, 1 + 4)
+    assert bench.inbox.outputs[slow.id] == bench.world.answer_alone(slow)[:1]
+    bench.engine.resume(slow.id)
+    bench.inbox.wait_for(slow)
+    assert bench.inbox.outputs[slow.id] == bench.world.answer_alone(slow)
