@@ -44,6 +44,7 @@ from inference.resolution import STATE_FILE, open_resolution
 from inference.service import InferenceService
 from inference.settings import Settings
 from inference.streams import Streams
+from inference.tenants import read_tenants
 from inference.tokenizer import Tokenizer
 from inference.watcher import Watcher
 from loraplex.inference.v1 import inference_service_pb2 as pb
@@ -238,17 +239,23 @@ def _engine(
     limits = Limits(
         max_context=min(asked, config.max_positions, num_blocks * block_size),
         max_running=settings.max_batch,
-        max_running_alike=settings.max_batch_alike or settings.max_batch,
         max_step_tokens=max(settings.step_tokens, settings.max_batch),
         max_waiting=settings.max_queue,
         max_waiting_tokens=settings.max_queue_tokens,
+        max_adapters=settings.max_batch_adapters or None,
     )
     if limits.max_context < asked:
         log.warning(
             "the context is %d tokens, not %d: the model has %d positions and the KV memory holds %d",
             limits.max_context, asked, config.max_positions, num_blocks * block_size,
         )  # fmt: skip
-    scheduler = Scheduler(limits, num_blocks=num_blocks, block_size=block_size, is_prefix_cached=settings.prefix_cache)
+    scheduler = Scheduler(
+        limits,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        is_prefix_cached=settings.prefix_cache,
+        tenants=read_tenants(settings.tenants) if settings.tenants else None,
+    )
     runner = Runner(model, kv_cache, bank, _graphs(model, kv_cache, limits))
     return Engine(runner, scheduler, streams.deliver, on_failure=on_failure), limits
 

@@ -105,7 +105,8 @@ def _server_options(command: Any) -> Any:
 @click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
 @click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
 @click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")
-@click.option("--max-batch-alike", type=int, help="Of them on the same adapters.  [default: all]")
+@click.option("--max-batch-adapters", type=int, help="Distinct adapters in one step.  [default: any number]")
+@click.option("--tenants", type=click.Path(path_type=Path), help="JSON: each tenant's weight, rows and rate.")
 @click.option(
     "--prefix-cache/--no-prefix-cache", default=None, help="Reuse what equal prompts begin with.  [default: on]"
 )

@@ -72,8 +72,9 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         return self._facts.worker_id
 
     async def drain(self, limit_s: float) -> None:
-        """Refuses new work from now on; returns when what runs has ended, which the engine sees to after `limit_s`."""
+        """Refuses what comes and what waits; returns when what runs has ended, if need be by force after `limit_s`."""
         self._is_draining = True
+        self._engine.drain()
         try:
             async with asyncio.timeout(limit_s):
                 await self._streams.wait_until_empty()

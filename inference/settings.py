@@ -69,8 +69,10 @@ class Settings:
     """Tokens of prompt and answer together; 0 means the model's own limit."""
     max_batch: int = 64
     """Requests in one step."""
-    max_batch_alike: int = 0
-    """Those of them on the same adapters, or on none; 0 means all. Less keeps rows free for other adapters."""
+    max_batch_adapters: int = 0
+    """Distinct adapters in one step; 0 means any number."""
+    tenants: Path | None = None
+    """A JSON file of each tenant's weight, rows and rate, as inference/tenants.py reads it; all are equal without."""
     prefix_cache: bool = True
     """Whether a prompt may begin with what earlier requests on the same weights computed."""
     step_tokens: int = 128
@@ -98,9 +100,9 @@ class Settings:
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
         if self.pushes not in ("off", "new", "any"):
             raise InvalidRequest(f"pushes: expected off, new or any, found {self.pushes}", field="pushes")
-        if self.max_batch_alike < 0:
+        if self.max_batch_adapters < 0:
             raise InvalidRequest(
-                f"max_batch_alike: expected at least 0, found {self.max_batch_alike}", field="max_batch_alike"
+                f"max_batch_adapters: expected at least 0, found {self.max_batch_adapters}", field="max_batch_adapters"
             )
         for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue", "max_queue_tokens",
             "push_bytes",
@@ -141,12 +143,12 @@ _NAMES = frozenset(field.name for field in fields(Settings))
 _PATHS = frozenset(
     {
         "model", "state_dir", "registry_ca", "registry_token_file", "tls_cert", "tls_key", "client_ca", "token_file",
-        "hub_token_file",
+        "hub_token_file", "tenants",
     }
 )  # fmt: skip
 _BYTES = frozenset({"adapter_memory", "host_cache", "kv_memory", "push_bytes"})
 _COUNTS = frozenset(
-    {"threads", "max_context", "max_batch", "max_batch_alike", "step_tokens", "max_queue", "max_queue_tokens"}
+    {"threads", "max_context", "max_batch", "max_batch_adapters", "step_tokens", "max_queue", "max_queue_tokens"}
 )
 _LISTS = frozenset({"adapters", "adapter_dirs", "adapter_urls", "hub", "resolvers"})
 _FLAGS = frozenset({"prefix_cache"})

@@ -7,23 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TypeVar
 
-from inference.engine.prefixes import AdapterKey
 from inference.engine.sequence import Sequence
 from inference.engine.tenants import Tenants
 
 BY_AGE = attrgetter("age")
-_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """rows: answers in a step. alike: those of them on the same adapters. adapters: distinct adapters in a step; None
-    for any number."""
+    """rows: answers in a step. adapters: distinct adapters in a step; None for any number."""
 
     rows: int
-    alike: int
     adapters: int | None
 
 
@@ -37,7 +32,6 @@ class Running:
         self.num_rows = 0
         """Answers under way; a sequence that has not forked counts for all of its request."""
         self._by_tenant: Counter[str] = Counter()
-        self._by_adapters: Counter[AdapterKey] = Counter()
         self._by_digest: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -68,8 +62,6 @@ class Running:
         request, limits = sequence.request, self._limits
         if self.num_rows + sequence.rows > limits.rows:
             return False
-        if self._by_adapters[request.adapter_key] + sequence.rows > limits.alike:
-            return False
         if limits.adapters is None:
             return True
         new = {use.digest for use in request.uses if not self._by_digest[use.digest]}
@@ -98,23 +90,21 @@ class Running:
         again = Running(self._limits, self._tenants)
         for sequence in self._sequences:
             assert again.is_allowed(sequence), "a tenant has more rows than it may"
-            assert again.has_rows_for(sequence), "there are too many rows, rows alike, or adapters"
+            assert again.has_rows_for(sequence), "there are too many rows or adapters"
             again.add(sequence)
         assert again.num_rows == self.num_rows <= self._limits.rows, "more answers run than are allowed"
         assert again._by_tenant == self._by_tenant, "the rows of a tenant are miscounted"
-        assert again._by_adapters == self._by_adapters, "the rows of an adapter are miscounted"
         assert again._by_digest == self._by_digest, "the adapters are miscounted"
 
     def _count(self, sequence: Sequence, rows: int) -> None:
         request = sequence.request
         self.num_rows += rows
         _change(self._by_tenant, request.tenant, rows)
-        _change(self._by_adapters, request.adapter_key, rows)
         for use in request.uses:
             _change(self._by_digest, use.digest, rows)
 
 
-def _change(counter: Counter[_Key], key: _Key, change: int) -> None:
+def _change(counter: Counter[str], key: str, change: int) -> None:
     counter[key] += change
     if not counter[key]:
         del counter[key]

@@ -41,15 +41,14 @@ from inference.errors import InferenceError, InvalidRequest, PromptTooLong
 class Limits:
     """How much a step and the queue may hold.
 
-    max_context: tokens of one prompt and answer together. max_running: sequences in a step. max_running_alike: those of
-    them on the same adapters. max_step_tokens: rows of a step, prefill and decode together. max_waiting,
-    max_waiting_tokens: requests in the queue and tokens of their prompts, beyond which submission is refused; a prompt
-    longer than that may wait alone. max_adapters: distinct adapters in a step; None for any number.
+    max_context: tokens of one prompt and answer together. max_running: sequences in a step. max_step_tokens: rows of a
+    step, prefill and decode together. max_waiting, max_waiting_tokens: requests in the queue and tokens of their
+    prompts, beyond which submission is refused; a prompt longer than that may wait alone. max_adapters: distinct
+    adapters in a step; None for any number.
     """
 
     max_context: int
     max_running: int
-    max_running_alike: int
     max_step_tokens: int
     max_waiting: int
     max_waiting_tokens: int
@@ -85,9 +84,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._tables = BlockTables(self.blocks, is_prefix_cached=is_prefix_cached)
         self._requests: dict[str, list[Sequence]] = {}  # those of their answers that have not ended
-        self._running = Running(
-            RowLimits(limits.max_running, limits.max_running_alike, limits.max_adapters), self.tenants
-        )
+        self._running = Running(RowLimits(limits.max_running, limits.max_adapters), self.tenants)
         self._queue = FairQueue(self.tenants.weight_of)
         self._paused: dict[str, list[Sequence]] = {}  # by request
         self._parked: list[Sequence] = []  # paused or in the queue, and with blocks; oldest first
@@ -125,7 +122,7 @@ class Scheduler:
     def check_fits(self, request: Request) -> None:
         """Raises PromptTooLong or InvalidRequest if it could never run. Reads limits only, so any thread may ask."""
         limits, most = self.limits, self.tenants.of(request.tenant).max_rows
-        rows = min(limits.max_running, limits.max_running_alike, limits.max_running if most is None else most)
+        rows = limits.max_running if most is None else min(limits.max_running, most)
         if request.answers > rows:
             raise InvalidRequest(f"n: expected at most the {rows} rows of a step, found {request.answers}", field="n")
         adapters = {use.digest for use in request.uses}

@@ -49,7 +49,6 @@ class Golden:
             Limits(
                 max_context=512,
                 max_running=16,
-                max_running_alike=16,
                 max_step_tokens=128,
                 max_waiting=100,
                 max_waiting_tokens=10_000,

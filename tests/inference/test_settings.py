@@ -24,7 +24,7 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
     ("variable", "value", "message"),
     [
         ("MAX_BATCH", "many", "max_batch: expected a number, found 'many'"),
-        ("MAX_BATCH_ALIKE", "-1", "max_batch_alike: expected at least 0, found -1"),
+        ("MAX_BATCH_ADAPTERS", "-1", "max_batch_adapters: expected at least 0, found -1"),
         ("MAX_BATCH", "0", "max_batch: expected at least 1, found 0"),
         ("ADAPTER_MEMORY", "12 parsecs", "adapter_memory: expected a size such as 512MiB"),
         ("DEVICE", "tpu", "device: expected auto, cpu or cuda, found tpu"),

@@ -69,7 +69,6 @@ class Simulation:
         block_size: int = 4,
         max_context: int = 64,
         max_running: int = 8,
-        max_running_alike: int | None = None,
         max_step_tokens: int = 32,
         max_waiting: int = 1000,
         max_waiting_tokens: int = 10_000,
@@ -80,7 +79,6 @@ class Simulation:
         limits = Limits(
             max_context,
             max_running,
-            max_running_alike or max_running,
             max_step_tokens,
             max_waiting,
             max_waiting_tokens,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from inference.engine.request import Failed, Finished, FinishReason
 from inference.engine.sequence import Sampled
+from inference.engine.tenants import TenantPolicy, Tenants
 from inference.errors import EngineFailed, PromptTooLong
 
 Simulate = Callable[..., Any]
@@ -24,12 +25,12 @@ def test_every_request_gets_the_answer_it_gets_alone(simulate: Simulate) -> None
 
 
 @settings(deadline=None, max_examples=40, derandomize=True, database=None)
-@given(seed=st.integers(0, 2**32), num_blocks=st.integers(16, 40), budget=st.integers(4, 40), alike=st.integers(1, 4))
+@given(seed=st.integers(0, 2**32), num_blocks=st.integers(16, 40), budget=st.integers(4, 40), rows=st.integers(1, 4))
 def test_random_traffic_ends_with_right_answers_and_no_block_lost(
-    simulate: Simulate, seed: int, num_blocks: int, budget: int, alike: int
+    simulate: Simulate, seed: int, num_blocks: int, budget: int, rows: int
 ) -> None:
-    rng = random.Random(seed)
-    world = simulate(num_blocks=num_blocks, max_running=4, max_running_alike=alike, max_step_tokens=budget)
+    rng, tenants = random.Random(seed), Tenants(rest=TenantPolicy(max_rows=rows))
+    world = simulate(num_blocks=num_blocks, max_running=4, max_step_tokens=budget, tenants=tenants)
     requests, cancelled = [], set()
     for _ in range(60):
         for _ in range(rng.randrange(3)):
@@ -139,18 +140,6 @@ def test_a_flood_for_one_adapter_delays_another_by_one_turn(simulate: Simulate) 
     world.step()
     world.step()
     assert quiet.id in world.ends
-
-
-def test_a_flood_of_long_answers_for_one_adapter_leaves_a_row_for_another_at_once(simulate: Simulate) -> None:
-    world = simulate(num_blocks=100, max_running=4, max_running_alike=3)
-    flood = [world.submit(3, max_tokens=40, adapter="flood") for _ in range(20)]
-    for _ in range(3):
-        assert len(world.step()) == 3
-    quiet = world.submit(3, max_tokens=2, adapter="quiet")
-    assert len(world.step()) == 4
-    assert len(world.outputs[quiet.id]) == 1
-    world.run()
-    assert [world.outputs[r.id] for r in flood] == [world.answer_alone(r) for r in flood]
 
 
 def test_a_large_request_is_not_overtaken_for_ever(simulate: Simulate) -> None:

@@ -138,7 +138,6 @@ class Worker:
             Limits(
                 max_context=128,
                 max_running=max_running,
-                max_running_alike=max_running,
                 max_step_tokens=max_step_tokens,
                 max_waiting=max_waiting,
                 max_waiting_tokens=100_000,
