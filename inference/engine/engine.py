@@ -157,6 +157,14 @@ class Engine:
         with self._wake:
             self._put(lambda: self._scheduler.resume(request_id))
 
+    def reload(self, name: str, *, slot: int, digest: str) -> Future[None]:
+        """Has requests that follow a name go on with other weights, as Scheduler.reload; from any thread.
+
+        Requests submitted before are moved; whoever submits later says the new weights. Done when no step uses the old
+        ones any more. Raises Draining once the engine stops, and then nothing is moved.
+        """
+        return self.run_between_steps(lambda: self._emit(self._scheduler.reload(name, slot=slot, digest=digest)))
+
     def run_between_steps(self, function: Callable[[], _T]) -> Future[_T]:
         """Runs a short function on the engine thread when no step is running; its result or error is in the future."""
         future: Future[_T] = Future()

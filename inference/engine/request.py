@@ -80,11 +80,16 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class SlotUse:
-    """One adapter of a request: the slot its owner holds a lease on, whose weights these must be, and how strong."""
+    """One adapter of a request: the slot its owner holds a lease on, whose weights these must be, and how strong.
+
+    follows: a name of the owner's under which it may give the request other weights, see Scheduler.reload; empty for
+    these weights only.
+    """
 
     slot: int
     digest: str
     weight: float = 1.0
+    follows: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,19 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Reloaded:
+    """The tokens of an answer from `index` on are computed with `uses`; those before were with others.
+
+    Before Admitted it is about all of them.
+    """
+
+    request_id: str
+    index: int
+    uses: tuple[SlotUse, ...]
+    answer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end of an answer. Times count from the request's arrival; one that was never reached is the total.
 
@@ -192,7 +210,7 @@ class Failed:
     error: InferenceError
 
 
-Event = Admitted | PromptScored | Token | Finished | Failed
+Event = Admitted | PromptScored | Token | Reloaded | Finished | Failed
 
 
 def _expect(holds: bool, field_name: str, expected: str, actual: object) -> None:

@@ -28,7 +28,17 @@ from dataclasses import dataclass
 
 from inference.engine.blocks import BlockPool
 from inference.engine.fair_queue import FairQueue
-from inference.engine.request import Admitted, Event, Failed, Finished, FinishReason, PromptScored, Request, Token
+from inference.engine.request import (
+    Admitted,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    PromptScored,
+    Reloaded,
+    Request,
+    Token,
+)
 from inference.engine.running import BY_AGE, RowLimits, Running
 from inference.engine.sequence import Chunk, Sampled, Sequence
 from inference.engine.shares import divide, fair_rows
@@ -221,6 +231,40 @@ class Scheduler:
         for sequence in self._paused.pop(request_id, []):
             self._queue.push(sequence, cost=0)
 
+    def reload(self, name: str, *, slot: int, digest: str) -> list[Event]:
+        """Lets every request that follows a name go on with other weights from the next step on.
+
+        What the old ones computed of it stays its own, to be computed again only after a preemption. A request whose
+        owner does not know yet that it was admitted begins anew.
+        """
+        moved = [
+            sequence
+            for answers in self._requests.values()
+            for sequence in answers
+            if any(use.follows == name for use in sequence.request.uses)
+        ]
+        running = [sequence for sequence in self._running if sequence in moved]
+        for sequence in running:
+            self._running.remove(sequence)
+        for sequence in moved:
+            self._tables.disappoint(sequence)
+            if not sequence.is_announced:
+                self._begin_anew(sequence)
+            sequence.follow(name, slot=slot, digest=digest)
+        for sequence in running:
+            # A step has a place for so many adapters, and some of the others may keep the old weights.
+            if sequence.blocks and self._running.has_rows_for(sequence):
+                self._running.add(sequence)
+                continue
+            if sequence.blocks:
+                bisect.insort(self._parked, sequence, key=BY_AGE)
+            self._queue.push(sequence, cost=0)
+        return [
+            Reloaded(sequence.request.id, sequence.num_outputs, sequence.request.uses, answer=sequence.answer + other)
+            for sequence in moved
+            for other in range(sequence.rows)
+        ]
+
     def not_begun(self) -> list[str]:
         """Requests that no step has computed anything of."""
         return [id_ for id_, answers in self._requests.items() if answers[0].started_s is None]
@@ -391,6 +435,13 @@ class Scheduler:
         self._parked.remove(sequence)
         self._tables.release(sequence)
         self.num_preemptions += 1
+
+    def _begin_anew(self, sequence: Sequence) -> None:
+        """Takes the blocks of a sequence that has no row and of which its owner knows nothing."""
+        if sequence in self._parked:
+            self._parked.remove(sequence)
+        self._tables.release(sequence)
+        sequence.started_s = None
 
     def _append(self, sequence: Sequence, sampled: Sampled, now_s: float) -> list[Event]:
         request = sequence.request

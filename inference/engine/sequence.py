@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inference.engine import prefixes
 from inference.engine.constraint import Walk
@@ -48,6 +48,8 @@ class Sequence:
     """Of the prompt's tokens from the second on, as far as the runner has computed them, if they were asked for."""
     is_scored: bool = False
     """Whether its owner has those."""
+    is_mixed: bool = False
+    """Whether other weights than the request's computed some of what is in `blocks`: then nobody else may find it."""
     walks: tuple[Walk, ...] = field(init=False)
     """Its own way through each constraint of the request; functions of its tokens, so preemption leaves them be."""
     _keys: list[prefixes.BlockKey] = field(default_factory=list)
@@ -63,6 +65,15 @@ class Sequence:
             before = self._keys[-1] if self._keys else prefixes.root(self.request.adapter_key)
             self._keys.append(prefixes.extend(before, self.tokens[index * block_size : (index + 1) * block_size]))
         return self._keys[:count]
+
+    def follow(self, name: str, *, slot: int, digest: str) -> None:
+        """Goes on with these weights wherever its request follows the name."""
+        uses = tuple(
+            replace(use, slot=slot, digest=digest) if use.follows == name else use for use in self.request.uses
+        )
+        self.request = replace(self.request, uses=uses)
+        self._keys.clear()
+        self.is_mixed = self.computed > 0
 
     @property
     def known_keys(self) -> list[prefixes.BlockKey]:
@@ -80,6 +91,7 @@ class Sequence:
                 is_scored=True,
                 started_s=self.started_s,
                 cached_tokens=self.cached_tokens,
+                is_mixed=self.is_mixed,
                 _keys=list(self._keys),
             )
             for answer in range(1, self.rows)

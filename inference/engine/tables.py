@@ -91,8 +91,13 @@ class BlockTables:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.computed = 0
+        sequence.is_mixed = False
         if not sequence.is_scored:
             sequence.prompt_scores.clear()
+        self.disappoint(sequence)
+
+    def disappoint(self, sequence: Sequence) -> None:
+        """Nobody waits any more for what it would have computed."""
         for key in [key for key in sequence.known_keys if self._computing.get(key) is sequence]:
             del self._computing[key]
 
@@ -121,7 +126,9 @@ class BlockTables:
         return (len(sequence.tokens) - 1) // self.pool.block_size
 
     def _keys(self, sequence: Sequence, count: int) -> list[BlockKey]:
-        return sequence.block_keys(count, block_size=self.pool.block_size) if self.is_prefix_cached else []
+        if not self.is_prefix_cached or sequence.is_mixed:
+            return []
+        return sequence.block_keys(count, block_size=self.pool.block_size)
 
 
 def held(sequence: Sequence) -> list[int]:
