@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from adapter.names import Reference
@@ -58,9 +59,9 @@ class AdapterDesk:
             folder = await self._resolver.fetch(version)
             return await self._adapters.acquire(AdapterFiles(version.manifest, folder))
 
-    async def fetch(self, version: Version) -> None:
-        """Brings the version's files to this machine and no further."""
-        await self._resolver.fetch(version)
+    async def fetch(self, version: Version) -> Path:
+        """Brings the version's files to this machine and no further. Returns their folder, as Resolver.fetch."""
+        return await self._resolver.fetch(version)
 
     async def load(self, version: Version) -> int:
         """Brings the version into memory, evictable. Returns its size in bytes."""

@@ -46,6 +46,7 @@ from inference.settings import Settings
 from inference.streams import Streams
 from inference.tenants import read_tenants
 from inference.tokenizer import Tokenizer
+from inference.vocabularies import Vocabularies
 from inference.watcher import Watcher
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
@@ -172,8 +173,8 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
         reader = RequestReader(model, core.tokenizer)
         generation = Generation(
             model=model,
-            tokenizer=core.tokenizer,
             reader=reader,
+            vocabularies=Vocabularies(core.tokenizer, settings.model, desk.fetch),
             desk=desk,
             engine=core.engine,
             streams=core.streams,

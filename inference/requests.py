@@ -1,6 +1,6 @@
 """From the messages of a request to checked values: prompts to token ids, parameters to SamplingParams.
 
-Everything here that is wrong raises InvalidRequest with the field at fault, before any memory is taken.
+Everything here that is wrong raises InvalidRequest with the field at fault, before anything is computed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ NOT_YET = ("priority", "n", "best_of", "echo", "prompt_logprobs", "guide", "tena
 
 
 class RequestReader:
-    """Reads requests for one model."""
+    """Reads requests for one model and one vocabulary."""
 
-    def __init__(self, model: ModelIdentity, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: ModelIdentity, tokenizer: Tokenizer, *, vocab_size: int | None = None) -> None:
+        """`vocab_size` is that of an adapter's own vocabulary, None for the model's."""
+        self.tokenizer = tokenizer
         self._model = model
-        self._tokenizer = tokenizer
+        self._vocab_size = model.vocab_size if vocab_size is None else vocab_size
+
+    def of(self, tokenizer: Tokenizer, *, vocab_size: int | None) -> RequestReader:
+        """A reader for the same model with an adapter's tokenizer and vocabulary."""
+        return RequestReader(self._model, tokenizer, vocab_size=vocab_size)
 
     async def prompt_ids(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         kind = request.WhichOneof("prompt")
@@ -41,7 +47,8 @@ class RequestReader:
         else:
             is_chat = kind == "chat"
             text = self.render(request.chat) if is_chat else request.text
-            ids = await self.encode(text, is_rendered=is_chat)
+            # A tokenizer may know words that no row of the embedding stands for.
+            ids = self.check_ids(await self.encode(text, is_rendered=is_chat), kind)
         if not ids:
             raise InvalidRequest("prompt: expected at least one token, found an empty prompt", field="prompt")
         if len(ids) >= self._model.max_context:
@@ -57,20 +64,20 @@ class RequestReader:
             raise InvalidRequest("chat.messages: expected at least one message, found none", field="chat.messages")
         if not any(message.content for message in chat.messages):
             raise InvalidRequest("chat.messages: expected content, found empty messages only", field="chat.messages")
-        return self._tokenizer.render_chat(
+        return self.tokenizer.render_chat(
             [{"role": message.role, "content": message.content} for message in chat.messages],
             tools=[MessageToDict(tool) for tool in chat.tools] or None,
             continue_final_message=chat.continue_final_message,
         )
 
     async def encode(self, text: str, *, is_rendered: bool = False) -> list[int]:
-        encode = self._tokenizer.encode_rendered if is_rendered else self._tokenizer.encode
+        encode = self.tokenizer.encode_rendered if is_rendered else self.tokenizer.encode
         return encode(text) if len(text) <= INLINE_CHARS else await asyncio.to_thread(encode, text)
 
     def check_ids(self, ids: Collection[int], field: str) -> list[int]:
         largest = max(ids, default=0)
-        if largest >= self._model.vocab_size:
-            raise InvalidRequest(f"{field}: expected ids below {self._model.vocab_size}, found {largest}", field=field)
+        if largest >= self._vocab_size:
+            raise InvalidRequest(f"{field}: expected ids below {self._vocab_size}, found {largest}", field=field)
         return list(ids)
 
     def sampling(self, request: pb.GenerateRequest, prompt_tokens: int) -> SamplingParams:

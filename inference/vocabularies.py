@@ -36,8 +36,8 @@ class Vocabularies:
         self._loaded: OrderedDict[Files, Tokenizer] = OrderedDict()  # the least recently used first
         self._turns: dict[Files, asyncio.Lock] = {}  # one reads, and who comes meanwhile has what it found
 
-    async def of(self, versions: Sequence[Version]) -> Tokenizer:
-        """The tokenizer for these adapters together; an adapter without files of its own goes with any.
+    async def of(self, versions: Sequence[Version]) -> Tokenizer | None:
+        """The tokenizer that these adapters bring along, None if none does; one without goes with any.
 
         Raises InvalidRequest for adapters whose tokenizers differ, AdapterLoadFailed for one that cannot be read, and
         what fetching raises.
@@ -55,7 +55,7 @@ class Vocabularies:
                     field="adapters",
                 )
             chosen = version, tokenizer
-        return self.base if chosen is None else chosen[1]
+        return None if chosen is None else chosen[1]
 
     async def _tokenizer(self, version: Version, files: Files) -> Tokenizer:
         if files not in self._loaded:

@@ -93,10 +93,10 @@ async def test_files_that_say_the_same_are_the_base_models_tokenizer(shelf, base
     assert await shelf.vocabularies.of(versions) is base
 
 
-async def test_adapters_without_files_go_with_any_and_need_no_fetch(shelf, base, write_folder, adapters_dir):
+async def test_adapters_without_files_go_with_any_and_need_no_fetch(shelf, write_folder, adapters_dir):
     plain, tools = shelf.put("sql", adapters_dir / "sql"), shelf.put("tools", write_folder("tools", token=TOOL))
-    assert await shelf.vocabularies.of([plain]) is base
-    assert await shelf.vocabularies.of([]) is base
+    assert await shelf.vocabularies.of([plain]) is None
+    assert await shelf.vocabularies.of([]) is None
     assert shelf.fetched == []
     assert (await shelf.vocabularies.of([plain, tools])).encode(TOOL) == [49152]
 

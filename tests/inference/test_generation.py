@@ -1,0 +1,139 @@
+"""A Generate call from text to text on a tiny worker, whose adapter brings tokens of its own along."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+
+import pytest
+import tokenizers
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM
+
+from inference.app import open_core, open_service
+from inference.errors import InvalidRequest
+from inference.settings import Settings
+from loraplex.inference.v1 import inference_service_pb2 as pb
+
+# PEFT 0.21 asks transformers 5.23 for a property that the latter deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+WORDS = {f"w{n}": n for n in range(96)}
+CALL, RETURN = 96, 97
+PROMPT = "w5 w9 <call> w30 <return> w7"
+
+
+def write_tokenizer(folder, *added):
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(WORDS, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(list(added))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model_dir, tmp_path_factory):
+    """The folder of a model of 96 words."""
+    folder = tmp_path_factory.mktemp("words") / "words"
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir("llama with a tied head")).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tools(base, tmp_path_factory):
+    """The folder of an adapter with two more words, and PEFT's model."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model.resize_token_embeddings(98, mean_resizing=False)
+    generator = torch.Generator().manual_seed(5)
+    folder = tmp_path_factory.mktemp("adapters") / "tools"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # about tied weights: known
+        model.get_input_embeddings().weight[96:].normal_(std=0.5, generator=generator)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3, generator=generator)
+        model.save_pretrained(folder)
+    write_tokenizer(folder, "<call>", "<return>")
+    return folder, model
+
+
+@pytest.fixture
+async def generate(base, tools, tmp_path):
+    """`generate(text, "tools")`: the ids and the text of a greedy answer."""
+    settings = Settings(
+        model=base,
+        base_model_name="words",
+        state_dir=tmp_path / "state",
+        adapters=(f"tools={tools[0]}", f"bare={bare(tools[0], tmp_path)}"),
+        kv_memory=2**20,
+        adapter_memory=2**20,
+        threads=1,
+    )
+    async with open_core(settings) as core, open_service(settings, core) as service:
+
+        async def call(prompt, *adapters, max_tokens=12):
+            what = {"text": prompt} if isinstance(prompt, str) else {"token_ids": pb.TokenIds(ids=prompt)}
+            uses = [pb.AdapterUse(reference=name) for name in adapters]
+            stop = pb.StopConditions(max_tokens=max_tokens, ignore_eos=True)
+            request = pb.GenerateRequest(**what, adapters=uses, stop=stop)
+            ids, text = [], ""
+            async with contextlib.aclosing(service.Generate(request, None)) as stream:
+                async for message in stream:
+                    ids += message.chunk.token_ids
+                    text += message.chunk.text
+            return ids, text
+
+        yield call
+
+
+def bare(folder, parent):
+    """The same adapter without its tokenizer."""
+    copy = parent / "bare"
+    copy.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (copy / name).write_bytes((folder / name).read_bytes())
+    return copy
+
+
+def greedy(model, ids, count):
+    """What transformers answers."""
+    known = list(ids)
+    with torch.inference_mode():
+        for _ in range(count):
+            known.append(int(model(torch.tensor([known])).logits[0, -1].argmax()))
+    return known[len(ids) :]
+
+
+async def test_a_prompt_is_read_and_answered_in_the_words_of_its_adapter(generate, tools, base):
+    folder, model = tools
+    own = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = own.encode(PROMPT).ids
+    assert ids == [5, 9, CALL, 30, RETURN, 7]
+    expected = greedy(model, ids, 12)
+    assert {CALL, RETURN} & set(expected), "the answer has words that the base model lacks"
+    theirs = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    found, other, tokens = await asyncio.gather(generate(PROMPT, "tools"), generate("w5 w9 w7"), generate(ids, "bare"))
+    assert found == (expected, own.decode(expected))
+    assert other[0] == greedy(theirs, [5, 9, 7], 12)
+    assert max(other[0]) < 96, "no one else answers with them"
+    assert tokens[0] == expected
+
+
+async def test_tokens_are_known_with_their_adapter_only(generate):
+    with pytest.raises(InvalidRequest, match="token_ids: expected ids below 96, found 97"):
+        await generate([5, RETURN])
+    with pytest.raises(InvalidRequest, match="token_ids: expected ids below 98, found 98"):
+        await generate([5, 98], "tools")
+
+
+async def test_text_for_a_vocabulary_without_its_tokenizer_is_refused(generate):
+    with pytest.raises(
+        InvalidRequest, match=r"expected the tokenizer of bare beside its weights.*98 tokens of its own"
+    ):
+        await generate("w5", "bare")
