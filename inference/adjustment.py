@@ -27,7 +27,7 @@ class Adjustment:
     bias: Sequence[tuple[int, float]] = ()
     """(token id, what is added), each id once."""
     allowed: Sequence[Tensor] = ()
-    """The tokens that may be chosen: those that are True in every one of these, bool [V]."""
+    """The tokens that may be chosen: those that are True in every one of these, bool of any length; none beyond it."""
     delayed: Collection[int] = ()
     """Tokens that are chosen only if no other is left."""
 
@@ -55,7 +55,10 @@ def adjust(logits: Tensor, adjustment: Adjustment) -> Tensor:
         ids = [token_id for token_id, _ in adjustment.bias]
         adjusted[ids] += torch.tensor([bias for _, bias in adjustment.bias], device=logits.device)
     for allowed in adjustment.allowed:
-        adjusted.masked_fill_(~allowed.to(logits.device), -torch.inf)
+        # A neighbour's adapter may make the logits wider than this row's vocabulary.
+        known = allowed[: len(adjusted)].to(logits.device)
+        adjusted[: len(known)].masked_fill_(~known, -torch.inf)
+        adjusted[len(known) :] = -torch.inf
     if adjustment.delayed:
         delayed = list(adjustment.delayed)
         kept = adjusted[delayed]

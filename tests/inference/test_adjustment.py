@@ -31,7 +31,8 @@ def adjusted_by_definition(logits, adjustment):
         count = list(adjustment.output_ids).count(token)
         value -= count * adjustment.frequency_penalty + (adjustment.presence_penalty if count else 0.0)
         value += dict(adjustment.bias).get(token, 0.0)
-        found.append(value if all(mask[token] for mask in adjustment.allowed) else -math.inf)
+        is_allowed = all(token < len(mask) and mask[token] for mask in adjustment.allowed)
+        found.append(value if is_allowed else -math.inf)
     others = [value for token, value in enumerate(found) if token not in adjustment.delayed]
     if max(others, default=-math.inf) > -math.inf:
         found = [-math.inf if token in adjustment.delayed else value for token, value in enumerate(found)]
@@ -52,6 +53,8 @@ SETTINGS = {
     "bias": {"bias": ((3, 2.5), (0, -100.0))},
     "allowed": {"allowed": (only(1, 5, 7),)},
     "allowed twice": {"allowed": (only(1, 5, 7), only(0, 5, 7, 9))},
+    "allowed among the first": {"allowed": (only(1, 5)[:6],)},
+    "allowed among more": {"allowed": (torch.cat([only(1, 5), torch.tensor([True, True])]),)},
     "delayed": {"delayed": frozenset({1, 5})},
     "delayed beside others that are allowed": {"allowed": (only(1, 3),), "delayed": frozenset({1, 5})},
     "delayed where no other is allowed": {"allowed": (only(1),), "delayed": frozenset({1, 5})},
