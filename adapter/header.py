@@ -13,20 +13,25 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeGuard
 
 from adapter.errors import AdapterRefused
+from adapter.large_header import LargeHeader, NotCanonical
 
-# JSON grows in memory, and no header may cost more than 64 MiB or a second before it is refused: these bounds together
-# keep it so. 40 000 tensors are 20 000 modules, twenty times those of a dense model of 70B; a name has 100 bytes.
-MAX_HEADER_BYTES = 6 * 2**20
-MAX_TENSORS = 40_000
-# Braces, brackets, commas and colons bound how many objects the text can become. A matrix needs 5 commas and 4 colons.
-MAX_COMMAS = 5 * MAX_TENSORS + 1024
-MAX_COLONS = 4 * MAX_TENSORS + 1024
+# No header may cost more than 64 MiB or a second before it is refused, and these bounds together keep it so. 80 000
+# tensors are A and B of every expert's matrix in a mixture of 48 layers with 256 experts; an entry has 150 bytes.
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_TENSORS = 80_000
+# JSON grows in memory, so a header beyond any of these is read by `adapter.large_header` and no JSON parser. Braces,
+# brackets, commas and colons bound how many objects the text can become; a matrix needs 5 commas and 4 colons.
+MAX_PARSED_BYTES = 6 * 2**20
+MAX_PARSED_TENSORS = 40_000
+MAX_COMMAS = 5 * MAX_PARSED_TENSORS + 1024
+MAX_COLONS = 4 * MAX_PARSED_TENSORS + 1024
 MAX_DIMS = 8
 # Whoever has more wrong tensors than this has learnt enough.
 MAX_REASONS = 100
@@ -125,25 +130,60 @@ def _read(file: BinaryIO, name: str) -> Header:
         raise AdapterRefused([f"{name}: expected a header of at most {MAX_HEADER_BYTES} bytes, found {length}"])
     if 8 + length > size:
         raise AdapterRefused([f"{name}: expected {length} header bytes, found {size - 8}: the file is truncated"])
+    reasons: list[str] = []
+    whole = _parse_whole(file, length, name, reasons)
+    tensors, metadata = whole if whole is not None else _parse_large(file, length, name, reasons)
+    if not reasons:
+        tensors = _in_order(tensors)
+        _check_layout(tensors, size - 8 - length, reasons)
+    if reasons:
+        raise AdapterRefused([f"{name}: {reason}" for reason in reasons])
+    return Header(tensors=tensors, data_start=8 + length, metadata=metadata)
+
+
+_Found = tuple[dict[str, TensorInfo], dict[str, str]]
+"""Tensors and metadata."""
+
+
+def _parse_whole(file: BinaryIO, length: int, name: str, reasons: list[str]) -> _Found | None:
+    """By a JSON parser; None when the header is too large for that."""
+    if length > MAX_PARSED_BYTES:
+        return None
     file.seek(8)
     raw = file.read(length)
     if raw[:1] != b"{":
         raise AdapterRefused([f"{name}: expected the header to begin with '{{', found {raw[:1]!r}"])
-    most = {b"{": MAX_TENSORS + 2, b"[": 2 * MAX_TENSORS, b",": MAX_COMMAS, b":": MAX_COLONS}
+    most = {b"{": MAX_PARSED_TENSORS + 2, b"[": 2 * MAX_PARSED_TENSORS, b",": MAX_COMMAS, b":": MAX_COLONS}
     if any(raw.count(sign) > count for sign, count in most.items()):
-        raise AdapterRefused([f"{name}: expected at most {MAX_TENSORS} tensors, found more"])
+        return None
     entries = parse_json(raw, what=f"{name}: header")
     if not isinstance(entries, dict):
         raise AdapterRefused([f"{name}: expected the header to be an object"])
-    reasons: list[str] = []
     metadata = _parse_metadata(entries.pop("__metadata__", {}), reasons)
-    tensors = _parse_tensors(entries, reasons)
-    if not reasons:
-        _check_layout(tensors, size - 8 - length, reasons)
-    if reasons:
-        raise AdapterRefused([f"{name}: {reason}" for reason in reasons])
-    in_order = sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))
-    return Header(tensors=dict(in_order), data_start=8 + length, metadata=metadata)
+    return _parse_tensors(entries, reasons), metadata
+
+
+def _parse_large(file: BinaryIO, length: int, name: str, reasons: list[str]) -> _Found:
+    """Entry by entry. Raises AdapterRefused when the text is not as safetensors writes it."""
+    file.seek(8)
+    header = LargeHeader(file, length)
+    tensors: dict[str, TensorInfo] = {}
+    try:
+        metadata = _parse_metadata(parse_json(header.metadata(), what=f"{name}: __metadata__"), reasons)
+        for entry in header.entries():
+            if entry.name in tensors:
+                raise NotCanonical(f"the key {shown(entry.name)} comes twice")
+            if len(tensors) == MAX_TENSORS:
+                raise AdapterRefused([f"{name}: expected at most {MAX_TENSORS} tensors, found more"])
+            info = _check_tensor(entry.name, entry.dtype, entry.shape, (entry.begin, entry.end), reasons)
+            if info is not None:
+                tensors[entry.name] = info
+            elif len(reasons) >= MAX_REASONS:
+                break
+    except NotCanonical as error:
+        what = f"a header of more than {MAX_PARSED_BYTES} bytes or {MAX_PARSED_TENSORS} tensors"
+        raise AdapterRefused([f"{name}: {what}: {error}"]) from error
+    return tensors, metadata
 
 
 def _parse_metadata(found: object, reasons: list[str]) -> dict[str, str]:
@@ -168,7 +208,10 @@ def _parse_tensor(name: str, entry: object, reasons: list[str]) -> TensorInfo | 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         reasons.append(f"tensor {shown(name)}: expected dtype, shape and data_offsets, and nothing else")
         return None
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    return _check_tensor(name, entry["dtype"], entry["shape"], entry["data_offsets"], reasons)
+
+
+def _check_tensor(name: str, dtype: object, shape: object, offsets: object, reasons: list[str]) -> TensorInfo | None:
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         found = shown(dtype) if isinstance(dtype, str) else type(dtype).__name__
         reasons.append(f"tensor {shown(name)}: expected a dtype of safetensors, found {found}")
@@ -182,21 +225,30 @@ def _parse_tensor(name: str, entry: object, reasons: list[str]) -> TensorInfo | 
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
         reasons.append(
-            f"tensor {shown(name)}: expected {expected} bytes for {dtype} {shape}, found {offsets[1] - offsets[0]}"
+            f"tensor {shown(name)}: expected {expected} bytes for {dtype} {list(shape)}, "
+            f"found {offsets[1] - offsets[0]}"
         )
         return None
     return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
 
 
-def _are_sizes(found: object) -> bool:
+def _are_sizes(found: object) -> TypeGuard[Sequence[int]]:
     # No file is larger than 2^48 bytes; bool is an int in Python and not a size.
-    return isinstance(found, list) and all(type(one) is int and 0 <= one <= 2**48 for one in found)
+    return isinstance(found, list | tuple) and all(type(one) is int and 0 <= one <= 2**48 for one in found)
+
+
+def _in_order(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """By where their data lies, as safetensors writes them anyway."""
+    places = [(info.begin, info.end) for info in tensors.values()]
+    if all(one <= other for one, other in pairwise(places)):
+        return tensors
+    return {name: tensors[name] for name in sorted(tensors, key=lambda name: (tensors[name].begin, tensors[name].end))}
 
 
 def _check_layout(tensors: dict[str, TensorInfo], data_bytes: int, reasons: list[str]) -> None:
-    """The tensors must cover the data exactly, one after the other."""
+    """The tensors, in order, must cover the data exactly, one after the other."""
     position = 0
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name, info in tensors.items():
         if info.begin != position:
             how = "overlaps the one before" if info.begin < position else "leaves a gap"
             reasons.append(f"tensor {shown(name)}: expected to begin at {position}, found {info.begin}: it {how}")

@@ -49,6 +49,7 @@ print(found, time.process_time() - began)
 """
 
 CONFIG = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+EMPTY = '{"dtype":"F32","shape":[0,1],"data_offsets":[0,0]}'
 ENTRY = '{"dtype":"F32","shape":[1,1],"data_offsets":[%d,%d]}'
 
 
@@ -77,10 +78,10 @@ def framed(text: str | bytes, size: int | None = None) -> bytes:
     return (len(raw) if size is None else size).to_bytes(8, "little") + raw
 
 
-def entries(count: int, entry: Callable[[int], str]) -> str:
+def entries(count: int, entry: Callable[[int], str], *, part: str = "lora_A") -> str:
     return (
         "{"
-        + ",".join(f'"base_model.model.model.layers.{n}.q_proj.lora_A.weight":{entry(n)}' for n in range(count))
+        + ",".join(f'"base_model.model.model.layers.{n}.q_proj.{part}.weight":{entry(n)}' for n in range(count))
         + "}"
     )
 
@@ -100,6 +101,9 @@ HEADERS: dict[str, Callable[[], bytes]] = {
     ),
     "as many tensors as there may be, all wrong": lambda: framed(
         entries(MAX_TENSORS, lambda n: ENTRY % (10**14 + n, 10**14))
+    ),
+    "as many tensors as there may be, of no module": lambda: framed(
+        entries(MAX_TENSORS, lambda n: EMPTY, part="lora_X")
     ),
     "numbers by name": lambda: framed("{" + ",".join(f'"{n}":0' for n in range(MAX_TENSORS * 4)) + "}"),
     "metadata by name": lambda: framed(
