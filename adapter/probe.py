@@ -101,7 +101,7 @@ def _why_not(item: Any) -> list[str]:
     if not _are_ids(item.get("token_ids", [0]), MAX_PROMPT_IDS):
         reasons.append(f"token_ids: expected 1 to {MAX_PROMPT_IDS} token ids")
     expected = item.get("expected_token_ids")
-    if not _are_ids(expected, MAX_EXPECTED):
+    if not isinstance(expected, list) or not _are_ids(expected, MAX_EXPECTED):
         return [*reasons, f"expected_token_ids: expected 1 to {MAX_EXPECTED} token ids"]
     count = len(expected)
     leading = item.get("leading", count)

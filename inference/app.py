@@ -41,6 +41,7 @@ from inference.models.llama import Llama
 from inference.push import Pushes
 from inference.requests import RequestReader
 from inference.resolution import STATE_FILE, open_resolution
+from inference.self_test import SelfTest
 from inference.service import InferenceService
 from inference.settings import Settings
 from inference.streams import Streams
@@ -138,7 +139,15 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
     """The worker's door, with everything between it and the core. Raises InferenceError."""
     async with contextlib.AsyncExitStack() as stack:
         found = await open_resolution(settings, core.described.digest, stack)
-        desk = AdapterDesk(found.resolver, core.adapters)
+        vocabularies = Vocabularies(core.tokenizer, settings.model, found.resolver.fetch)
+        self_test = SelfTest(
+            core.engine,
+            core.streams,
+            core.adapters,
+            vocabularies,
+            vocab_size=core.model.config.vocab_size,
+        )
+        desk = AdapterDesk(found.resolver, core.adapters, self_test=self_test)
         stack.push_async_callback(desk.close)
         model = ModelIdentity(
             name=settings.base_model_name,
@@ -174,7 +183,7 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
         generation = Generation(
             model=model,
             reader=reader,
-            vocabularies=Vocabularies(core.tokenizer, settings.model, desk.fetch),
+            vocabularies=vocabularies,
             desk=desk,
             engine=core.engine,
             streams=core.streams,

@@ -33,8 +33,8 @@ from inference.errors import (
     TooManyPushes,
 )
 from inference.lora.loader import Adapters
-from inference.resolution import PUSHED, Resolution
-from inference.resolver import Version
+from inference.resolution import Resolution
+from inference.resolver import PUSHED, Version
 from inference.resolver.intake import read_manifest
 
 # Each stages a whole file and its load takes memory beside what serves.

@@ -20,7 +20,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.resolver import REGISTRY, Resolver
+from inference.resolver import PUSHED, REGISTRY, Resolver
 from inference.resolver.cache import FileCache
 from inference.resolver.chain import ResolverChain
 from inference.resolver.filesystem import FilesystemResolver
@@ -40,7 +40,6 @@ from rpc.channel import connect
 from rpc.security import read_secret
 
 STATE_FILE = "registry.json"
-PUSHED = "pushed"
 
 log = logging.getLogger(__name__)
 

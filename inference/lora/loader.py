@@ -66,8 +66,27 @@ class Lease:
         """Whether it may be used at another weight than 1 and beside other adapters."""
         self.vocab_size = traits.vocab_size
         """Tokens that the adapter knows; None for those of the base model."""
+        self.follows = ""
+        """A name whose next weights this lease may be moved to while it is held, see AdapterDesk; mostly none."""
         self._adapters = adapters
         self._entry: Slot | None = slot
+
+    @property
+    def is_held(self) -> bool:
+        return self._entry is not None
+
+    def again(self) -> Lease:
+        """Another lease on the same slot."""
+        assert self._entry is not None, f"the lease on {self.digest} was released"
+        self._adapters._slots.lease(self._entry)
+        return Lease(self._adapters, self._entry, self._adapters._traits[self.digest])
+
+    def exchange(self, other: Lease) -> None:
+        """Each is on from now on what the other was on. Whoever holds one keeps it, and releases that."""
+        for name in ("slot", "digest", "size_bytes", "rank", "is_composable", "vocab_size", "_entry"):
+            mine = getattr(self, name)
+            setattr(self, name, getattr(other, name))
+            setattr(other, name, mine)
 
     def release(self) -> None:
         """Gives the slot back; on the event loop, and after the engine has ended the request."""

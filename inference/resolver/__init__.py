@@ -14,7 +14,8 @@ from typing import Protocol
 from adapter.manifest import Manifest
 from adapter.names import Reference
 
-REGISTRY = "registry"
+# Names of resolvers: the one of a version that says none, and the one whose names may get other weights at any time.
+REGISTRY, PUSHED = "registry", "pushed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,9 @@ def register(
 ) -> None:
     """Register the PEFT folder PATH as the next version of an adapter.
 
-    PATH holds adapter_config.json and adapter_model.safetensors. The same files again give the version already there.
+    PATH holds adapter_config.json and adapter_model.safetensors. With a probe.json too, workers try its prompts on the
+    new weights before they serve them; `inference probe` writes one. The same files again give the version already
+    there.
     """
     if (path is None) == (not source):
         raise click.UsageError("give either PATH, to upload it, or --source, for the registry to read", context)
