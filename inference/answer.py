@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inference.detokenize import IncrementalDecoder, StopStrings
 from inference.engine.request import Token
-from inference.tokenizer import StopStrings, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Piece:
 
 
 class Answer:
-    """The text side of one request."""
+    """The text side of one answer."""
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], *, after: Sequence[int]) -> None:
-        """`after` are the tokens that the answer continues, as many as its first character may depend on."""
-        self._decoder = tokenizer.incremental_decoder(after=after)
+    def __init__(self, decoder: IncrementalDecoder, stop_strings: Sequence[str]) -> None:
+        self._decoder = decoder
         self._stops = StopStrings(stop_strings)
+        self._logprobs = 0.0
         self.num_tokens = 0
         self.stop_string = ""
         """The stop string that ended the answer; empty when none did."""
@@ -39,6 +39,7 @@ class Answer:
         first, text, taken = self.num_tokens, "", 0
         for token in tokens:
             taken += 1
+            self._logprobs += token.logprob or 0.0
             emitted, matched = self._stops.push(self._decoder.push(token.token_id))
             text += emitted
             if matched:
@@ -46,6 +47,11 @@ class Answer:
                 break
         self.num_tokens += taken
         return Piece(first, tuple(tokens[:taken]), text)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, which were asked for with their log-probabilities."""
+        return self._logprobs / max(1, self.num_tokens)
 
     def finish(self) -> str:
         """The text that was held back and now stays: nothing after a stop string."""

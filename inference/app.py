@@ -29,6 +29,7 @@ from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.errors import EngineFailed, InvalidRequest
 from inference.generation import Generation
+from inference.guides import Guides
 from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
@@ -179,7 +180,9 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
             )
             following = asyncio.create_task(watcher.run(), name="watcher")
             stack.push_async_callback(_cancel, following)
-        reader = RequestReader(model, core.tokenizer)
+        guides = Guides()
+        stack.push_async_callback(guides.close)
+        reader = RequestReader(model, core.tokenizer, guides)
         generation = Generation(
             model=model,
             reader=reader,

@@ -11,58 +11,31 @@ vocabulary sorted by its bytes those lie side by side, so a ban is a slice.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-NO_BYTE = b"\xff"  # in no UTF-8 text
-
-
-class SpelledVocabulary:
-    """The tokens of a vocabulary as bytes, to be searched. `tokens` by id, as Tokenizer.vocabulary; V ids in all."""
-
-    def __init__(self, tokens: Sequence[bytes], vocab_size: int) -> None:
-        self.size = vocab_size
-        self.tokens = tokens
-        self._order = sorted(range(len(tokens)), key=tokens.__getitem__)
-        self._sorted = [tokens[token_id] for token_id in self._order]
-        self._ids = torch.tensor(self._order, dtype=torch.int64)
-        self._text = NO_BYTE.join(self._sorted)
-        self._starts = [0]
-        for token in self._sorted:
-            self._starts.append(self._starts[-1] + len(token) + len(NO_BYTE))
-
-    def beginning_with(self, rest: bytes) -> Tensor:
-        """Ids of the tokens that begin with these bytes, int64 [found]."""
-        end = rest + NO_BYTE * 64  # a token that begins with `rest` and sorts after this is not UTF-8
-        return self._ids[bisect_left(self._sorted, rest) : bisect_left(self._sorted, end)]
-
-    def holding(self, word: bytes) -> list[int]:
-        """Ids of the tokens with the word in them."""
-        found, place = [], self._text.find(word)
-        while place >= 0:
-            index = bisect_left(self._starts, place + 1) - 1
-            found.append(self._order[index])
-            place = self._text.find(word, self._starts[index + 1])
-        return found
+from inference.spelled_vocabulary import SpelledVocabulary
 
 
 class BadWords:
     """The constraint that none of `words` occurs in an answer.
 
-    `open_bytes` are those of a character that the prompt has begun and the answer may complete.
+    `open_bytes` are those of a character that the prompt has begun and the answer may complete. `vocab_size` counts the
+    ids that there are; those without a text are harmless.
     """
 
-    def __init__(self, words: Sequence[str], vocabulary: SpelledVocabulary, *, open_bytes: bytes = b"") -> None:
+    def __init__(
+        self, words: Sequence[str], vocabulary: SpelledVocabulary, *, vocab_size: int, open_bytes: bytes = b""
+    ) -> None:
         spelled = sorted({word.encode("utf-8") for word in words})
         assert all(spelled), "expected no empty word"
         self._vocabulary = vocabulary
         self._machine = Machine(spelled)
         self._start = self._machine.follow(0, open_bytes)
-        self._usual = torch.ones(vocabulary.size, dtype=torch.bool)
+        self._usual = torch.ones(max(vocab_size, len(vocabulary.tokens)), dtype=torch.bool)
         for word in spelled:
             self._usual[vocabulary.holding(word)] = False
 

@@ -63,11 +63,13 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
+        arguments: Mapping[str, object] | None = None,
         continue_final_message: bool = False,
     ) -> str:
         """The prompt: the messages and the opening of the assistant's turn, or the last message left open.
 
-        Raises InvalidRequest when the model has no template or its template refuses the messages.
+        `arguments` are what else the template gets by name. Raises InvalidRequest when the model has no template, its
+        template refuses the messages, or an argument has the name of what the template gets anyway.
         """
         if not messages:
             raise InvalidRequest("chat.messages: expected at least one message, found none", field="chat.messages")
@@ -75,32 +77,38 @@ class ChatTemplate:
         if name not in self._templates:
             raise InvalidRequest("chat: this model has no chat template; send text or token ids", field="chat")
         template = self._templates[name]
+        context = self._context(tools, arguments or {}, opens_turn=not continue_final_message)
         if not continue_final_message:
-            return self._run(template, messages, tools, opens_turn=True)
+            return _run(template, messages, context)
         text = messages[-1].get("content")
         if not isinstance(text, str):
             raise InvalidRequest("chat.messages: expected text to continue in the last message", field="chat.messages")
         marked = [*messages[:-1], {**messages[-1], "content": text + END_OF_TEXT}]
-        return _up_to_the_mark(self._run(template, marked, tools, opens_turn=False))
+        return _up_to_the_mark(_run(template, marked, context))
 
-    def _run(
-        self,
-        template: jinja2.Template,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, object]] | None,
-        *,
-        opens_turn: bool,
-    ) -> str:
-        try:
-            return template.render(
-                messages=[dict(message) for message in messages],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                documents=None,
-                add_generation_prompt=opens_turn,
-                **self._special_tokens,
-            )
-        except Exception as error:  # the template is a program of others and may fail in any way
-            raise InvalidRequest(f"chat: the model's template refuses these messages: {error}", field="chat") from error
+    def _context(
+        self, tools: Sequence[Mapping[str, object]] | None, arguments: Mapping[str, object], *, opens_turn: bool
+    ) -> dict[str, object]:
+        """What a template gets beside the messages."""
+        own = {
+            "tools": [dict(tool) for tool in tools] if tools else None,
+            "add_generation_prompt": opens_turn,
+            **self._special_tokens,
+        }
+        for name in arguments:
+            if name in {"messages", *own} or not name.isidentifier():
+                raise InvalidRequest(
+                    f"chat.template_arguments: expected names that the template does not get anyway, found {name!r}",
+                    field="chat.template_arguments",
+                )
+        return {"documents": None, **arguments, **own}
+
+
+def _run(template: jinja2.Template, messages: Sequence[Message], context: Mapping[str, object]) -> str:
+    try:
+        return template.render(messages=[dict(message) for message in messages], **context)
+    except Exception as error:  # the template is a program of others and may fail in any way
+        raise InvalidRequest(f"chat: the model's template refuses these messages: {error}", field="chat") from error
 
 
 def _up_to_the_mark(text: str) -> str:

@@ -2,11 +2,13 @@
 
 The life of a call:
 
-    lease every adapter (may load) ─► check and tokenize ─► submit ─► (queue) ─► Started ─► TokenChunk* ─► Finished
+    lease every adapter (may load) ─► check and tokenize ─► submit ─► (queue) ─► Started ─► Prompt, if asked for
+                                                            of each answer:  TokenChunk* ─► Finished ◄─┘
 
 The adapters come first, because one with a vocabulary of its own decides what the prompt's text means.
-Whatever ends the call early (a cancel, a deadline, a stop string) cancels the request in the engine, which frees its
-row and blocks at the next step and gives the leases back.
+Answers are told as they come, mixed, or, where the best of several were asked for, when all of them have ended.
+Whatever ends the call early (a cancel, a deadline) cancels the request in the engine, which frees its rows and blocks
+at the next step and gives the leases back; a stop string does so for its answer.
 """
 
 from __future__ import annotations
@@ -15,26 +17,37 @@ import itertools
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from adapter.names import Reference
 from inference import messages
 from inference.adapters import AdapterDesk
 from inference.answer import Answer
 from inference.engine.engine import Engine
-from inference.engine.request import Finished, Request, SlotUse
+from inference.engine.request import Finished, Request, SlotUse, Token
 from inference.errors import InvalidRequest
 from inference.identity import ModelIdentity
 from inference.lora.loader import Lease, check_composition
 from inference.metrics import Metrics
-from inference.requests import RequestReader, stop_strings
+from inference.requests import Asked, RequestReader
 from inference.resolver import Version
-from inference.streams import Streams
+from inference.streams import Stream, Streams
 from inference.vocabularies import Vocabularies
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
 MAX_ADAPTERS = 8  # of one request; each adds its own arithmetic to every row
-CONTEXT_TOKENS = 16  # of the prompt, enough to know an open word and an open character
+
+
+@dataclass(slots=True)
+class _Told:
+    """An answer and what was told of it."""
+
+    answer: Answer
+    first_token_s: float = 0.0
+    has_ended: bool = False
+    held: list[pb.GenerateResponse] = field(default_factory=list)
+    """What waits until it is known whether the answer is among the best."""
 
 
 class Generation:
@@ -67,34 +80,30 @@ class Generation:
         """Every message of the call. Raises InferenceError; closing it early frees what the request holds."""
         arrival_s = time.monotonic()
         request_id = request.request_id or uuid.uuid4().hex
-        strings = stop_strings(request.stop.strings)
         served, leases, reader = await self._lease(request, request_id)
         try:
-            prompt_ids = await reader.prompt_ids(request)
-            stop_ids = frozenset(reader.check_ids(request.stop.token_ids, "stop.token_ids"))
-            if not request.stop.ignore_eos:
-                stop_ids |= reader.tokenizer.eos_ids
-            engine_request = Request(
-                id=f"r{next(self._ids)}",  # the caller's own id may be in use by another request
-                prompt_ids=prompt_ids,
-                sampling=reader.sampling(request, len(prompt_ids)),
-                stop_token_ids=stop_ids,
-                uses=tuple(
-                    SlotUse(lease.slot, lease.digest, adapter.weight)
-                    for lease, adapter in zip(leases, served, strict=True)
-                ),
-                arrival_s=arrival_s,
-            )
+            asked = await reader.read(request)
         except BaseException:
             _release(leases)
             raise
+        engine_request = Request(
+            id=f"r{next(self._ids)}",  # the caller's own id may be in use by another request
+            prompt_ids=asked.prompt_ids,
+            sampling=asked.sampling,
+            stop_token_ids=asked.stop_ids,
+            uses=tuple(
+                SlotUse(lease.slot, lease.digest, adapter.weight) for lease, adapter in zip(leases, served, strict=True)
+            ),
+            arrival_s=arrival_s,
+            answers=asked.candidates,
+            tenant=asked.tenant,
+            priority=asked.priority,
+            constraints=asked.constraints,
+        )
         stream = self._streams.open(self._engine, engine_request, leases)
-        # A chat's answer begins a text of its own; any other continues the prompt's, where a word may be open.
-        continued = () if request.HasField("chat") else prompt_ids[-CONTEXT_TOKENS:]
-        answer = Answer(reader.tokenizer, strings, after=continued)
         try:
             admitted = await stream.admitted()
-            self._metrics.admitted(len(prompt_ids), admitted.cached_tokens)
+            self._metrics.admitted(len(asked.prompt_ids), admitted.cached_tokens)
             yield pb.GenerateResponse(
                 started=pb.Started(
                     request_id=request_id,
@@ -102,30 +111,73 @@ class Generation:
                     base_model_digest=self._model.digest,
                     adapters=served,
                     registry_revision=self._revision(),
-                    prompt_tokens=len(prompt_ids),
+                    prompt_tokens=len(asked.prompt_ids),
                     cached_tokens=admitted.cached_tokens,
                 )
             )
-            end: Finished | None = None
-            first_token_s = 0.0
-            async for batch in stream.batches():
-                if isinstance(batch, Finished):
-                    end = batch
-                    break
-                first_token_s = first_token_s or time.monotonic() - arrival_s
-                piece = answer.push(batch)
-                yield pb.GenerateResponse(chunk=messages.chunk(piece))
-                if answer.stop_string:
-                    break
-            rest = answer.finish()
-            if rest:
-                yield pb.GenerateResponse(chunk=pb.TokenChunk(index=answer.num_tokens, text=rest))
-            finished = messages.finished(answer, end, len(prompt_ids), arrival_s, first_token_s)
-            yield pb.GenerateResponse(finished=finished)
-            self._metrics.answered(answer.num_tokens, first_token_s, time.monotonic() - arrival_s)
+            async for message in self._tell(reader, asked, stream, request=engine_request):
+                yield message
         finally:
             if not stream.is_finished:
                 self._engine.cancel(engine_request.id)
+
+    async def _tell(
+        self, reader: RequestReader, asked: Asked, stream: Stream, *, request: Request
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """The prompt if it was asked for, and every answer up to its Finished."""
+        has_scores = asked.sampling.prompt_logprobs is not None
+        if asked.has_echo and not has_scores:
+            yield _prompt(reader, asked, stream)
+        answers = [_Told(Answer(reader.decoder(asked), asked.stop_strings)) for _ in range(asked.candidates)]
+        async for batch in stream.batches():
+            if has_scores:
+                has_scores = False
+                yield _prompt(reader, asked, stream)
+            for number, news in _by_answer(batch):
+                told = answers[number]
+                if told.has_ended:  # by a stop string, before the engine knew
+                    continue
+                for message in self._news(asked, told, news, number=number, arrival_s=request.arrival_s):
+                    if asked.is_ranked:
+                        told.held.append(message)
+                    else:
+                        yield message
+                if told.has_ended and not isinstance(news, Finished):
+                    self._engine.cancel(request.id, number)
+            if all(told.has_ended for told in answers):
+                break
+        for rank, told in enumerate(_best(answers)[: asked.answers] if asked.is_ranked else ()):
+            for message in told.held:
+                yield messages.of_answer(rank, message)
+
+    def _news(
+        self, asked: Asked, told: _Told, news: Sequence[Token] | Finished, *, number: int, arrival_s: float
+    ) -> list[pb.GenerateResponse]:
+        """What the next tokens of an answer, or its end, give to tell."""
+        answer, found = told.answer, []
+        if not isinstance(news, Finished):
+            told.first_token_s = told.first_token_s or time.monotonic() - arrival_s
+            piece = answer.push(news)
+            found.append(messages.chunk(piece, number, has_logprobs=asked.has_logprobs))
+            if not answer.stop_string:
+                return found
+        elif rest := answer.finish():
+            found.append(messages.rest(rest, answer.num_tokens, number))
+        told.has_ended = True
+        total_s = time.monotonic() - arrival_s
+        self._metrics.answered(answer.num_tokens, told.first_token_s, total_s)
+        end = news if isinstance(news, Finished) else None
+        found.append(
+            messages.finished(
+                answer,
+                end,
+                number=number,
+                prompt_tokens=len(asked.prompt_ids),
+                first_token_s=told.first_token_s,
+                total_s=total_s,
+            )
+        )
+        return found
 
     async def _lease(
         self, request: pb.GenerateRequest, request_id: str
@@ -175,6 +227,26 @@ class Generation:
         return self._reader.of(tokenizer or self._reader.tokenizer, vocab_size=vocab_size)
 
 
+def _prompt(reader: RequestReader, asked: Asked, stream: Stream) -> pb.GenerateResponse:
+    text = reader.prompt_text(asked) if asked.has_echo else ""
+    return messages.prompt(asked.prompt_ids, text, stream.prompt_scores)
+
+
 def _release(leases: Iterable[Lease]) -> None:
     for lease in leases:
         lease.release()
+
+
+def _by_answer(batch: list[Token] | Finished) -> list[tuple[int, Sequence[Token] | Finished]]:
+    """What is new of each answer, by its number."""
+    if isinstance(batch, Finished):
+        return [(batch.answer, batch)]
+    tokens: dict[int, list[Token]] = {}
+    for token in batch:
+        tokens.setdefault(token.answer, []).append(token)
+    return list(tokens.items())
+
+
+def _best(answers: Sequence[_Told]) -> list[_Told]:
+    """The likeliest first, by the mean log-probability of their tokens; of equals the lower number."""
+    return sorted(answers, key=lambda told: -told.answer.mean_logprob)

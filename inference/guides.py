@@ -13,10 +13,10 @@ import asyncio
 import enum
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import llguidance
 import numpy as np
@@ -28,6 +28,7 @@ from inference.errors import AnswerStuck, GuideRefused, GuideTooComplex, QueueFu
 MAX_FORM_CHARS = 65_536
 MAX_REGEX_CHARS = 4096  # a step through one is about 1 ms then
 MAX_COMPILED = 128  # guides kept, the latest used; a large one is a few MB
+MAX_WRAPPED = 8  # vocabularies kept; a large one is some ten MB
 MAX_PENDING = 64  # forms that wait to be compiled, each for at most some 50 ms
 MAX_REASON_CHARS = 500  # of the library's, which may quote all of the form
 LIMITS = llguidance.LLParserLimits(
@@ -78,62 +79,68 @@ class Form:
 ANY_JSON_OBJECT = Form(FormKind.JSON_SCHEMA, '{"type": "object"}')
 
 
+class Vocabulary(Protocol):
+    """What of a tokenizer a guide depends on; Tokenizer is one."""
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal tokenizers."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+
+    @property
+    def vocabulary(self) -> Sequence[bytes]:
+        """The bytes of each token; see Tokenizer."""
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """The tokens of a text, without special ones around it."""
+
+
 class Guides:
-    """Compiles forms for one vocabulary. `encode` is the tokenizer's, without special tokens.
+    """Compiles forms, and keeps those that were used last."""
 
-    `vocabulary` is Tokenizer.vocabulary, called when the first form comes; `vocab_size` is the model's, V.
-    """
-
-    def __init__(
-        self,
-        vocabulary: Callable[[], Sequence[bytes]],
-        encode: Callable[[str], list[int]],
-        *,
-        eos_ids: frozenset[int],
-        vocab_size: int,
-    ) -> None:
-        self._vocabulary = vocabulary
-        self._encode = encode
-        self._eos_ids = eos_ids
-        self._vocab_size = vocab_size
-        self._tokenizer: llguidance.LLTokenizer | None = None
+    def __init__(self) -> None:
         # One thread, however many forms come: compiling must not take the processor from the engine.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guides")
-        self._compiled: OrderedDict[Form, Guide] = OrderedDict()
-        self._pending: dict[Form, asyncio.Future[Guide]] = {}
+        self._wrapped: OrderedDict[str, llguidance.LLTokenizer] = OrderedDict()  # by identity; of the thread alone
+        self._compiled: OrderedDict[tuple[str, Form], Guide] = OrderedDict()
+        self._pending: dict[tuple[str, Form], asyncio.Future[Guide]] = {}
 
-    async def compile(self, form: Form) -> Guide:
-        """The guide of a form. Raises GuideRefused when it is not understood or nothing has it, and QueueFull."""
-        if (known := self._compiled.get(form)) is not None:
-            self._compiled.move_to_end(form)
+    async def compile(self, form: Form, vocabulary: Vocabulary) -> Guide:
+        """The guide of a form in the tokens of a vocabulary that has end tokens.
+
+        Raises GuideRefused when it is not understood or nothing has it, and QueueFull.
+        """
+        key = vocabulary.identity, form
+        if (known := self._compiled.get(key)) is not None:
+            self._compiled.move_to_end(key)
             return known
-        pending = self._pending.get(form)
+        pending = self._pending.get(key)
         if pending is None:
             if len(self._pending) >= MAX_PENDING:
                 raise QueueFull(f"{len(self._pending)} guides are waiting to be compiled", retry_after_s=1.0)
-            pending = asyncio.get_running_loop().run_in_executor(self._thread, self._compile, form)
-            self._pending[form] = pending
-            pending.add_done_callback(lambda done: self._keep(form, done))
+            pending = asyncio.get_running_loop().run_in_executor(self._thread, self._compile, form, vocabulary)
+            self._pending[key] = pending
+            pending.add_done_callback(lambda done: self._keep(key, done))
         return await asyncio.shield(pending)  # a caller that leaves must not take it from the others
 
     async def close(self) -> None:
         """Ends the thread, once what it compiles is done."""
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
-    def _keep(self, form: Form, done: asyncio.Future[Guide]) -> None:
-        del self._pending[form]
+    def _keep(self, key: tuple[str, Form], done: asyncio.Future[Guide]) -> None:
+        del self._pending[key]
         if done.cancelled() or done.exception() is not None:
             return
-        self._compiled[form] = done.result()
+        self._compiled[key] = done.result()
         while len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)
 
-    def _compile(self, form: Form) -> Guide:
-        if self._tokenizer is None:
-            wrapped: Any = _Vocabulary(self._vocabulary(), self._encode, self._eos_ids)
-            self._tokenizer = llguidance.LLTokenizer(wrapped, eos_token=sorted(self._eos_ids))
+    def _compile(self, form: Form, vocabulary: Vocabulary) -> Guide:
         try:
-            matcher = llguidance.LLMatcher(self._tokenizer, _grammar(form), limits=LIMITS, log_level=0)
+            matcher = llguidance.LLMatcher(self._wrap(vocabulary), _grammar(form), limits=LIMITS, log_level=0)
         except ValueError as error:  # it is no JSON
             raise _refused(form, str(error)) from None
         matcher.compute_bitmask()  # what is far too complex shows at the first step, and so does what nothing has
@@ -141,26 +148,35 @@ class Guides:
             raise _refused(form, "expected a form that some answer has, found one that none has")
         if matcher.is_error():
             raise _refused(form, _reason(matcher))
-        return Guide(matcher, self._vocab_size)
+        return Guide(matcher)
+
+    def _wrap(self, vocabulary: Vocabulary) -> llguidance.LLTokenizer:
+        wrapped = self._wrapped.get(vocabulary.identity)
+        if wrapped is None:
+            asked: Any = _Spelled(vocabulary)
+            wrapped = llguidance.LLTokenizer(asked, eos_token=sorted(vocabulary.eos_ids))
+            self._wrapped[vocabulary.identity] = wrapped
+        self._wrapped.move_to_end(vocabulary.identity)
+        while len(self._wrapped) > MAX_WRAPPED:
+            self._wrapped.popitem(last=False)
+        return wrapped
 
 
 class Guide:
     """The constraint that an answer has a form."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
-        self._vocab_size = vocab_size
 
     def begin(self) -> GuideWalk:
-        return GuideWalk(self._matcher.deep_copy(), self._vocab_size)
+        return GuideWalk(self._matcher.deep_copy())
 
 
 class GuideWalk:
     """Where one answer stands. An end token is allowed exactly where the form is complete."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
-        self._vocab_size = vocab_size
         self._count = 0
 
     def allowed(self, output_ids: Sequence[int]) -> Tensor:
@@ -173,26 +189,22 @@ class GuideWalk:
             raise AnswerStuck(f"guide: after {self._count} tokens no token leads to the form")
         if matcher.is_error():
             raise GuideTooComplex(f"guide: after {self._count} tokens: {_reason(matcher)}")
-        flags = np.zeros(self._vocab_size, np.bool_)
-        known = np.unpackbits(bits, bitorder="little", count=min(bits.size * 8, self._vocab_size))
-        flags[: known.size] = known
-        return torch.from_numpy(flags)
+        # A few bits more than there are tokens, all of them 0.
+        return torch.from_numpy(np.unpackbits(bits, bitorder="little").view(np.bool_))
 
 
-class _Vocabulary:
+class _Spelled:
     """What llguidance asks of a tokenizer; the public names are the library's."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(
-        self, vocabulary: Sequence[bytes], encode: Callable[[str], list[int]], eos_ids: frozenset[int]
-    ) -> None:
-        # Tokens without a text are special, so that no form asks for them; an end token is one whatever its text is.
-        self.tokens = [b"" if token_id in eos_ids else token for token_id, token in enumerate(vocabulary)]
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokens = vocabulary.vocabulary
+        # Tokens without a text are special, so that no form asks for them.
         self.special_token_ids = [token_id for token_id, token in enumerate(self.tokens) if not token]
-        self.eos_token_id = min(eos_ids)
-        self._encode = encode
+        self.eos_token_id = min(vocabulary.eos_ids)
+        self._encode = vocabulary.encode_rendered
         self._ids = {token: token_id for token_id, token in enumerate(self.tokens) if token}
         self._longest = max(map(len, self._ids))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
 from inference.answer import Answer, Piece
 from inference.catalog import Model, ModelState
-from inference.engine.request import Finished, FinishReason, Token
+from inference.engine.request import Finished, FinishReason, Score
 from inference.resolver import Version
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
@@ -43,40 +43,73 @@ def served(version: Version, weight: float) -> pb.ServedAdapter:
     return pb.ServedAdapter(adapter=version.adapter, version=version.number, digest=version.digest, weight=weight)
 
 
-def chunk(piece: Piece) -> pb.TokenChunk:
-    return pb.TokenChunk(
-        index=piece.index,
-        token_ids=[token.token_id for token in piece.tokens],
-        text=piece.text,
-        logprobs=[token_logprob(token, token.logprob) for token in piece.tokens if token.logprob is not None],
+def prompt(token_ids: Sequence[int], text: str, scores: Sequence[Score]) -> pb.GenerateResponse:
+    """`scores` are those of every token but the first, or none."""
+    logprobs = [token_logprob(token_id, score) for token_id, score in zip(token_ids[1:], scores, strict=False)]
+    return pb.GenerateResponse(prompt=pb.Prompt(token_ids=token_ids, text=text, logprobs=logprobs))
+
+
+def chunk(piece: Piece, answer: int, *, has_logprobs: bool) -> pb.GenerateResponse:
+    logprobs = []
+    if has_logprobs:
+        for token in piece.tokens:
+            assert token.logprob is not None, "expected the engine to score what was asked for"
+            logprobs.append(token_logprob(token.token_id, Score(token.logprob, token.alternatives)))
+    return pb.GenerateResponse(
+        chunk=pb.TokenChunk(
+            index=piece.index,
+            token_ids=[token.token_id for token in piece.tokens],
+            text=piece.text,
+            logprobs=logprobs,
+            answer=answer,
+        )
     )
 
 
-def token_logprob(token: Token, value: float) -> pb.TokenLogprob:
-    alternatives = [pb.AlternativeToken(token_id=id_, logprob=other) for id_, other in token.alternatives]
-    return pb.TokenLogprob(token_id=token.token_id, logprob=value, alternatives=alternatives)
+def rest(text: str, index: int, answer: int) -> pb.GenerateResponse:
+    """Text that was held back; `index` counts all tokens of the answer."""
+    return pb.GenerateResponse(chunk=pb.TokenChunk(index=index, text=text, answer=answer))
+
+
+def token_logprob(token_id: int, score: Score) -> pb.TokenLogprob:
+    alternatives = [pb.AlternativeToken(token_id=other, logprob=logprob) for other, logprob in score.alternatives]
+    return pb.TokenLogprob(token_id=token_id, logprob=score.logprob, alternatives=alternatives)
 
 
 def finished(
-    answer: Answer, end: Finished | None, prompt_tokens: int, arrival_s: float, first_token_s: float
-) -> pb.Finished:
+    answer: Answer, end: Finished | None, *, number: int, prompt_tokens: int, first_token_s: float, total_s: float
+) -> pb.GenerateResponse:
     """`end` is None when a stop string was found before the engine knew."""
     if answer.stop_string:
         reason = pb.FINISH_REASON_STOP_STRING
     else:
         assert end is not None, "expected the engine to end an answer that no stop string ended"
         reason = FINISH_REASONS[end.reason]
-    return pb.Finished(
-        reason=reason,
-        stop_string=answer.stop_string,
-        prompt_tokens=prompt_tokens,
-        output_tokens=answer.num_tokens,
-        timings=pb.Timings(
-            queued=duration(end.queued_s) if end else None,
-            first_token=duration(first_token_s),
-            total=duration(time.monotonic() - arrival_s),
-        ),
+    return pb.GenerateResponse(
+        finished=pb.Finished(
+            reason=reason,
+            stop_string=answer.stop_string,
+            prompt_tokens=prompt_tokens,
+            output_tokens=answer.num_tokens,
+            timings=pb.Timings(
+                queued=duration(end.queued_s) if end else None,
+                first_token=duration(first_token_s),
+                total=duration(total_s),
+            ),
+            answer=number,
+        )
     )
+
+
+def of_answer(number: int, message: pb.GenerateResponse) -> pb.GenerateResponse:
+    """A chunk or the end of an answer as those of answer `number`."""
+    renamed = pb.GenerateResponse()
+    renamed.CopyFrom(message)
+    if renamed.HasField("chunk"):
+        renamed.chunk.answer = number
+    else:
+        renamed.finished.answer = number
+    return renamed
 
 
 def duration(seconds: float) -> Duration:

@@ -98,7 +98,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             raise InvalidRequest("prompt: expected text or chat, found neither", field="prompt")
         if kind == "text":
             return pb.TokenizeResponse(token_ids=await self._reader.encode(request.text), text=request.text)
-        text = self._reader.render(request.chat)
+        text = await self._reader.render(request.chat)
         return pb.TokenizeResponse(token_ids=await self._reader.encode(text, is_rendered=True), text=text)
 
     async def Detokenize(

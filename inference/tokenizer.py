@@ -10,6 +10,7 @@ of the model's. What ends an answer is what the model says, and the eos_token of
 
 from __future__ import annotations
 
+import codecs
 import functools
 import hashlib
 import json
@@ -21,12 +22,16 @@ import tokenizers
 from inference.chat import TEMPLATE_FILE, ChatTemplate, Message
 from inference.detokenize import IncrementalDecoder, Spelling, StopStrings, read_spelling
 from inference.errors import BaseModelRefused
+from inference.spelled_vocabulary import SpelledVocabulary
 
 __all__ = ["IncrementalDecoder", "StopStrings", "Tokenizer"]
 
 
 class Tokenizer:
-    """The tokenizer of one model; safe to share between threads. `eos_ids` are the tokens that end an answer."""
+    """The tokenizer of one model; safe to share between threads.
+
+    `eos_ids` are the tokens that end an answer. They have no text in it, as special tokens have none.
+    """
 
     def __init__(
         self,
@@ -43,7 +48,7 @@ class Tokenizer:
         self._spelling = spelling
         self._tokenizer = tokenizer
         self._chat_template = chat_template
-        self._special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special} | eos_ids
 
     @classmethod
     def load(cls, folder: Path, *, adapter: Path | None = None) -> Tokenizer:
@@ -98,10 +103,13 @@ class Tokenizer:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
+        arguments: Mapping[str, object] | None = None,
         continue_final_message: bool = False,
     ) -> list[int]:
         """Ids of a conversation, as `render_chat` writes it."""
-        text = self.render_chat(messages, tools=tools, continue_final_message=continue_final_message)
+        text = self.render_chat(
+            messages, tools=tools, arguments=arguments, continue_final_message=continue_final_message
+        )
         return self.encode_rendered(text)
 
     def render_chat(
@@ -109,13 +117,18 @@ class Tokenizer:
         messages: Sequence[Message],
         *,
         tools: Sequence[Mapping[str, object]] | None = None,
+        arguments: Mapping[str, object] | None = None,
         continue_final_message: bool = False,
     ) -> str:
         """The prompt that the model's chat template makes. Raises InvalidRequest; see `inference.chat`."""
-        return self._chat_template.render(messages, tools=tools, continue_final_message=continue_final_message)
+        return self._chat_template.render(
+            messages, tools=tools, arguments=arguments, continue_final_message=continue_final_message
+        )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
+        if skip_special_tokens:
+            token_ids = [token_id for token_id in token_ids if token_id not in self._special_ids]
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def incremental_decoder(self, *, after: Sequence[int] = (), skip_special_tokens: bool = True) -> IncrementalDecoder:
@@ -134,12 +147,23 @@ class Tokenizer:
         """A decoder of one answer whose text is the bytes of `vocabulary`, with no space taken from its beginning."""
         return self._spelling.exact_decoder(self._text_token)
 
+    def open_bytes(self, token_ids: Sequence[int]) -> bytes:
+        """Those at the end of these tokens that begin a character and do not complete it."""
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        utf8.decode(b"".join(self.vocabulary[token_id] for token_id in token_ids if token_id < len(self.vocabulary)))
+        return utf8.getstate()[0]
+
     @functools.cached_property
     def vocabulary(self) -> tuple[bytes, ...]:
         """What each token id adds to a text; empty for a special token, and for an id that is none."""
         size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         texts = map(self._text_token, range(size))
         return tuple(b"" if text is None else self._spelling.token_bytes(text) for text in texts)
+
+    @functools.cached_property
+    def spelled(self) -> SpelledVocabulary:
+        """`vocabulary`, to be searched; it takes a moment to make."""
+        return SpelledVocabulary(self.vocabulary)
 
     def _text_token(self, token_id: int) -> str | None:
         return None if token_id in self._special_ids else self._tokenizer.id_to_token(token_id)

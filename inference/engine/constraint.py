@@ -15,7 +15,7 @@ class Walk(Protocol):
     """One answer's way through a constraint."""
 
     def allowed(self, output_ids: Sequence[int]) -> Tensor:
-        """The tokens that may come after `output_ids`: bool [V] on the CPU, which nobody changes.
+        """The tokens that may come after `output_ids`: bool [N] on the CPU, which nobody changes; none from N on.
 
         A function of the tokens alone, so an answer that was preempted or a step that failed and runs again gets the
         same; only the tokens since the last call are looked at, and the answer never gets shorter. Raises

@@ -27,7 +27,7 @@ BAD = ("INVALID_ARGUMENT", "INVALID_REQUEST")
 BAD_REFERENCE = ("INVALID_ARGUMENT", "INVALID_REFERENCE")
 TOO_LONG = ("INVALID_ARGUMENT", "PROMPT_TOO_LONG")
 NOT_FOUND = ("NOT_FOUND", "ADAPTER_NOT_FOUND")
-LATER = ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
+REFUSED = ("INVALID_ARGUMENT", "GUIDE_REFUSED")
 CASES = [
     ("no prompt", pb.GenerateRequest(), *BAD, "found none"),
     ("empty text", pb.GenerateRequest(text=""), *BAD, "at least one token"),
@@ -43,7 +43,10 @@ CASES = [
     ("no tokens", chat(stop=pb.StopConditions(max_tokens=0)), *BAD, "max_tokens"),
     ("an empty stop", chat(stop=pb.StopConditions(strings=[""])), *BAD, "stop.strings"),
     ("many logprobs", chat(logprobs=21), *BAD, "[0, 20]"),
-    ("a later feature", chat(priority=1), *LATER, "priority"),
+    ("a priority too high", chat(priority=101), *BAD, "-100 to 100"),
+    ("seventeen answers", chat(n=17), *BAD, "at most 16"),
+    ("a broken schema", chat(guide=pb.Guide(json_schema="{")), *REFUSED, "guide.json_schema"),
+    ("a look-behind", chat(guide=pb.Guide(regex="(?<=a)b")), *REFUSED, "look-around"),
     ("typical_p 0", chat(sampling=pb.SamplingParams(typical_p=0)), *BAD, "typical_p"),
     ("a bias too far", chat(sampling=pb.SamplingParams(logit_bias={49152: 1})), *BAD, "below 49152"),
     ("a bias of nan", chat(sampling=pb.SamplingParams(logit_bias={1: float("nan")})), *BAD, "nan for 1"),

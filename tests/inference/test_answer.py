@@ -19,7 +19,7 @@ def tokenizer(base_model_dir: Path) -> Tokenizer:
 def answer_in_pieces(tokenizer: Tokenizer, text: str, stops: list[str], size: int) -> tuple[str, Answer]:
     ids = tokenizer.encode(text)
     tokens = [Token("r", index, token_id) for index, token_id in enumerate(ids)]
-    answer, out = Answer(tokenizer, stops, after=()), ""
+    answer, out = Answer(tokenizer.incremental_decoder(), stops), ""
     for start in range(0, len(tokens), size):
         piece = answer.push(tokens[start : start + size])
         out += piece.text

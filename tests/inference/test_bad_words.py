@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.bad_words import BadWords, SpelledVocabulary
+from inference.bad_words import BadWords
+from inference.spelled_vocabulary import SpelledVocabulary
 from inference.tokenizer import Tokenizer
 
 LETTERS = [b"a", b"b", b"c", b" "]
@@ -19,10 +20,11 @@ def small_vocabulary(seed=0, size=60):
     tokens = [b"", *LETTERS, *(bytes([byte]) for byte in "é😀".encode())]
     while len(tokens) < size:
         tokens.append(b"".join(rng.choices(LETTERS, k=rng.randint(2, 5))))
-    return SpelledVocabulary(tokens, size + 3)
+    return SpelledVocabulary(tokens)
 
 
 VOCABULARY = small_vocabulary()
+SIZE = 63  # a few ids more than there are tokens
 
 
 def allowed_by_definition(words, output_ids, vocabulary):
@@ -31,7 +33,7 @@ def allowed_by_definition(words, output_ids, vocabulary):
     answered = b"".join(tokens[token_id] for token_id in output_ids)
     spelled = [word.encode() for word in words]
     found = []
-    for token_id in range(vocabulary.size):
+    for token_id in range(SIZE):
         token = tokens[token_id] if token_id < len(tokens) else b""
         longest = max(map(len, spelled))
         seen = answered[max(0, len(answered) - longest + 1) :] + token
@@ -44,7 +46,7 @@ word = st.text(alphabet="abc é😀", min_size=1, max_size=5)
 
 @given(words=st.lists(word, min_size=1, max_size=6), data=st.data())
 def test_the_allowed_tokens_are_those_that_complete_no_word(words, data):
-    walk, answer = BadWords(words, VOCABULARY).begin(), []
+    walk, answer = BadWords(words, VOCABULARY, vocab_size=SIZE).begin(), []
     for _ in range(data.draw(st.integers(1, 12))):
         allowed = walk.allowed(answer).tolist()
         assert allowed == allowed_by_definition(words, answer, VOCABULARY)
@@ -56,7 +58,7 @@ def test_the_allowed_tokens_are_those_that_complete_no_word(words, data):
 
 @given(words=st.lists(word, min_size=1, max_size=4), ids=st.lists(st.integers(0, 59), max_size=12), data=st.data())
 def test_a_walk_is_a_function_of_the_tokens_however_often_it_is_asked(words, ids, data):
-    constraint = BadWords(words, VOCABULARY)
+    constraint = BadWords(words, VOCABULARY, vocab_size=SIZE)
     often, seldom = constraint.begin(), constraint.begin()
     for place in range(len(ids)):
         for _ in range(data.draw(st.integers(0, 2))):
@@ -67,7 +69,10 @@ def test_a_walk_is_a_function_of_the_tokens_however_often_it_is_asked(words, ids
 def test_a_character_that_the_prompt_began_counts():
     bytes_of = "é".encode()
     first, second = (VOCABULARY.tokens.index(bytes([byte])) for byte in bytes_of)
-    free, begun = (BadWords(["é"], VOCABULARY, open_bytes=open_bytes).begin() for open_bytes in (b"", bytes_of[:1]))
+    free, begun = (
+        BadWords(["é"], VOCABULARY, vocab_size=SIZE, open_bytes=open_bytes).begin()
+        for open_bytes in (b"", bytes_of[:1])
+    )
     assert free.allowed([]).tolist()[second]
     assert not begun.allowed([]).tolist()[second]
     assert not free.allowed([first]).tolist()[second]
@@ -80,8 +85,7 @@ def real(base_model_dir):
 
 @pytest.mark.parametrize("bad", ["ship", " ship", "Captain", "é", "\n\n", "the lighthouse"])
 def test_no_way_to_cut_a_word_into_real_tokens_is_left(real, bad):
-    vocabulary = SpelledVocabulary(real.vocabulary, 49_152)
-    constraint = BadWords([bad], vocabulary)
+    constraint = BadWords([bad], real.spelled, vocab_size=49_152)
     rng = random.Random(bad)
     for _ in range(30):
         text = rng.choice(["", "a", " a", "x ", "ship", "the "]) + bad + rng.choice(["", "s", " "])

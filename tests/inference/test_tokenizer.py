@@ -122,6 +122,25 @@ def test_an_answer_ends_at_the_tokens_of_the_generation_configuration_and_the_to
     assert Tokenizer.load(write_llama2_like(tmp_path, eos=eos)).eos_ids == expected
 
 
+def test_an_end_token_has_no_text_whatever_it_spells(tmp_path):
+    tokenizer = Tokenizer.load(write_llama2_like(tmp_path, eos=[2, 263]))
+    ids = tokenizer.encode_rendered("a b a")
+    assert 263 in ids
+    decoder = tokenizer.incremental_decoder()
+    assert "".join(map(decoder.push, ids)) + decoder.finish() == tokenizer.decode(ids) == "a a"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "a b a"
+    assert tokenizer.vocabulary[263] == tokenizer.vocabulary[2] == b""
+
+
+def test_open_bytes_are_those_of_a_character_that_is_not_complete(tmp_path):
+    tokenizer = Tokenizer.load(write_llama2_like(tmp_path))
+    ids = tokenizer.encode_rendered("aé😀")
+    assert [tokenizer.open_bytes(ids[:-count]) for count in range(1, 5)] == [
+        "😀".encode()[:3], "😀".encode()[:2], "😀".encode()[:1], b"",
+    ]  # fmt: skip
+    assert tokenizer.open_bytes(ids) == tokenizer.open_bytes([]) == b""
+
+
 def test_end_tokens_that_are_no_ids_are_refused(tmp_path):
     with pytest.raises(BaseModelRefused, match="eos_token_id: expected an integer"):
         Tokenizer.load(write_llama2_like(tmp_path, eos=["</s>"]))

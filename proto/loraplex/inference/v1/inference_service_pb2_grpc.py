@@ -116,7 +116,8 @@ class InferenceServiceServicer:
         """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
         the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
         context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
-        rate is used up. Adapter errors.
+        rate is used up. FAILED_PRECONDITION, also after the first chunks: no token is left that the guide and the bad
+        words allow (ANSWER_STUCK), or a step through the guide is too much work (GUIDE_TOO_COMPLEX). Adapter errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,8 @@ class InferenceServiceStub:
     """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
     the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
     context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
-    rate is used up. Adapter errors.
+    rate is used up. FAILED_PRECONDITION, also after the first chunks: no token is left that the guide and the bad
+    words allow (ANSWER_STUCK), or a step through the guide is too much work (GUIDE_TOO_COMPLEX). Adapter errors.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
@@ -89,7 +90,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
     the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
     context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
-    rate is used up. Adapter errors.
+    rate is used up. FAILED_PRECONDITION, also after the first chunks: no token is left that the guide and the bad
+    words allow (ANSWER_STUCK), or a step through the guide is too much work (GUIDE_TOO_COMPLEX). Adapter errors.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
@@ -135,7 +137,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Generate streams Started, then the Prompt if it was asked for, then TokenChunks and one Finished for each answer;
         the chunks of several answers are mixed. INVALID_ARGUMENT: a bad prompt or parameter, or a prompt longer than the
         context. RESOURCE_EXHAUSTED with RetryInfo, at once: the queue is full, in requests or in tokens, or the tenant's
-        rate is used up. Adapter errors.
+        rate is used up. FAILED_PRECONDITION, also after the first chunks: no token is left that the guide and the bad
+        words allow (ANSWER_STUCK), or a step through the guide is too much work (GUIDE_TOO_COMPLEX). Adapter errors.
         """
 
     @_abc_1.abstractmethod
