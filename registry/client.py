@@ -161,9 +161,13 @@ class RegistryClient:
         parent: str = "",
         provenance: Provenance | None = None,
         validate_only: bool = False,
+        keep_rejected: bool = False,
         on_progress: OnProgress | None = None,
     ) -> RegisteredVersion:
-        """Uploads a PEFT folder, skipping files that are already there, and registers it as the next version."""
+        """Uploads a PEFT folder, skipping files that are already there, and registers it as the next version.
+
+        `keep_rejected` keeps a refused one as a rejected version, which the metadata of AdapterRefused names.
+        """
         try:
             manifest = await asyncio.to_thread(manifest_of_adapter, folder)
         except FilesRefused as error:
@@ -192,6 +196,7 @@ class RegistryClient:
                 provenance=messages.write_provenance(provenance or Provenance()),
                 request_id=new_request_id(),
                 validate_only=validate_only,
+                keep_rejected=keep_rejected,
             ),
             # The registry reads every number of the file before it answers.
             deadline_s=self._deadline_s + manifest.size_bytes / 100e6,
@@ -207,6 +212,7 @@ class RegistryClient:
         parent: str = "",
         provenance: Provenance | None = None,
         validate_only: bool = False,
+        keep_rejected: bool = False,
     ) -> RegisteredVersion:
         """Registers a PEFT folder that the registry reads itself: a path or URL on its side."""
         answer = await self._call(
@@ -219,6 +225,7 @@ class RegistryClient:
                 provenance=messages.write_provenance(provenance or Provenance()),
                 request_id=new_request_id(),
                 validate_only=validate_only,
+                keep_rejected=keep_rejected,
             ),
             deadline_s=SOURCE_DEADLINE_S,
         )

@@ -135,6 +135,7 @@ class RegistryService(AdminService):
             parent=check_version_name(request.parent, "parent"),
             provenance=messages.read_provenance(request.provenance),
             dry_run=request.validate_only,
+            keep_rejected=request.keep_rejected,
         )
         return pb.RegisterAdapterVersionResponse(
             version=messages.write_version(answer.version), revision=answer.revision, created=answer.created

@@ -2,9 +2,10 @@
 
     registered ──> validated <──> retired
         └────────> rejected ─────────┘
+                    └─> validated, when it is registered again and passes
 
-A version is committed only after its check, so `registered` is passed within one transaction, and a refused one is an
-error in place of a version; `rejected` is for registries that check later. Versions never leave, they retire.
+A version is checked before it is committed, so `registered` is where it is until then and never stored. A refused one
+is kept only if the caller asked for that. Versions never leave, they retire.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from registry.resources import AdapterVersion, VersionState
 FOLLOWS: dict[VersionState, frozenset[VersionState]] = {
     VersionState.REGISTERED: frozenset({VersionState.VALIDATED, VersionState.REJECTED}),
     VersionState.VALIDATED: frozenset({VersionState.RETIRED}),
-    VersionState.REJECTED: frozenset({VersionState.RETIRED}),
-    # What was rejected stays so: bringing it back would make it promotable.
+    VersionState.REJECTED: frozenset({VersionState.VALIDATED, VersionState.RETIRED}),
+    # Not what was rejected: bringing that back would make it promotable without a check.
     VersionState.RETIRED: frozenset({VersionState.VALIDATED}),
 }
 RULES = {
@@ -28,7 +29,7 @@ RULES = {
 
 
 def check_transition(version: AdapterVersion, state: VersionState) -> None:
-    """Raises VersionNotRetired, or StateRefused, unless the version may go there from where it is."""
+    """Whether a person may bring the version there. Raises VersionNotRetired and StateRefused."""
     name, is_rejected = f"{version.adapter}:{version.number}", bool(version.rejection_reasons)
     if state == VersionState.VALIDATED and version.state != VersionState.RETIRED:
         raise VersionNotRetired(f"{name} is {version.state.value}, not retired")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from registry.client import RegistryClient
     from registry.resources import AdapterVersion
 
+# Versions are checked before they are kept, so none is merely registered.
+STATES = ("validated", "rejected", "retired")
+
 
 @click.command("list")
 @click.option("--base", "base_model", default="", help="Only adapters of this base model.")
@@ -40,10 +43,11 @@ def list_adapters(context: click.Context, base_model: str) -> None:
 
 @click.command()
 @click.argument("reference", metavar="NAME[:NUMBER|@ALIAS]")
+@click.option("--state", type=click.Choice(STATES), help="Of an adapter, only the versions in this state.")
 @global_options(read_environment=False)
 @click.pass_context
-def show(context: click.Context, reference: str) -> None:
-    """Show an adapter with its versions, or one version; retired ones too."""
+def show(context: click.Context, reference: str, state: str | None) -> None:
+    """Show an adapter with its versions, or one version; retired and rejected ones too."""
 
     async def work(session: Session) -> None:
         from adapter.names import Reference
@@ -52,7 +56,8 @@ def show(context: click.Context, reference: str) -> None:
         parsed = Reference.parse(reference)
         if parsed.name is not None and "@" not in reference and parsed.number is None:
             adapter = await session.client.get_adapter(parsed.name)
-            versions = await session.client.list_versions(parsed.name)
+            every = await session.client.list_versions(parsed.name)
+            versions = [one for one in every if state in (None, one.state.value)]
             if session.printer.writes_documents:
                 session.printer.document({"adapter": adapter, "versions": versions})
                 return

@@ -56,6 +56,7 @@ def _read_share(_: click.Context, __: click.Parameter, found: str | None) -> int
 @click.option("--signing-key", type=FILE, help="Sign the version with this private key in PEM; see `registry sign`.")
 @click.option("--promote", "alias", metavar="ALIAS", help="Point this alias at the version afterwards.")
 @click.option("--dry-run", is_flag=True, help="Check everything and keep no version.")
+@click.option("--keep-rejected", is_flag=True, help="If refused, keep it with the reasons; `show --state rejected`.")
 @global_options(read_environment=False)
 @click.pass_context
 def register(
@@ -73,6 +74,7 @@ def register(
     signing_key: Path | None,
     alias: str | None,
     dry_run: bool,
+    keep_rejected: bool,
 ) -> None:
     """Register the PEFT folder PATH as the next version of an adapter.
 
@@ -84,6 +86,8 @@ def register(
         raise click.UsageError("give either PATH, to upload it, or --source, for the registry to read", context)
     if dry_run and alias:
         raise click.UsageError("--dry-run registers nothing that --promote could point at", context)
+    if dry_run and keep_rejected:
+        raise click.UsageError("--dry-run keeps nothing, --keep-rejected does", context)
 
     async def work(session: Session) -> None:
         from adapter.names import check_name
@@ -97,7 +101,13 @@ def register(
         provenance = Provenance(git_commit, run_uri, datasets, labels)
         if path is None:
             registered = await session.client.register_from(
-                source, adapter=name, base_model=base_model, parent=parent, provenance=provenance, validate_only=dry_run
+                source,
+                adapter=name,
+                base_model=base_model,
+                parent=parent,
+                provenance=provenance,
+                validate_only=dry_run,
+                keep_rejected=keep_rejected,
             )
         else:
             with byte_progress(f"uploading {path.name}") as progress:
@@ -108,6 +118,7 @@ def register(
                     parent=parent,
                     provenance=provenance,
                     validate_only=dry_run,
+                    keep_rejected=keep_rejected,
                     on_progress=progress,
                 )
         version = registered.version

@@ -1,4 +1,4 @@
-"""Which stored files are needed: by a version, or by someone who was told lately that they are here.
+"""Which stored files are needed: by a version that was not rejected, or by someone who was told lately of them.
 
 Whoever relies on a file notes that first, under a shared lock. What removes files holds the lock alone from looking to
 removing, so a file is either gone before it is noted, and found to be missing, or stays.
@@ -47,7 +47,8 @@ class BlobUses:
         file = func.jsonb_build_object("digest", name)
         holds = func.jsonb_build_object("files", func.jsonb_build_array(file), type_=JSONB)
         query = select(name).where(
-            ~exists().where(VersionRow.manifest.contains(holds)),
+            # What was rejected nobody can use, and it may be uploaded again.
+            ~exists().where(VersionRow.manifest.contains(holds), VersionRow.rejection_reasons == literal([], JSONB)),
             ~exists().where(BlobUseRow.digest == name, BlobUseRow.time > since),
         )
         async with self._database.edit() as session:

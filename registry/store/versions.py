@@ -37,17 +37,23 @@ from registry.store.rows import select_versions, version_of
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """A checked artifact that is to become a version."""
+    """A checked artifact that is to become a version: a rejected one when there are reasons, and then of no rank."""
 
     adapter: str
     base_model: str
     manifest: Manifest
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    features: tuple[str, ...]
+    rank: int = 0
+    alpha: float = 0.0
+    target_modules: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     parent: str = ""
     provenance: Provenance = field(default_factory=Provenance)
+    rejection_reasons: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> VersionState:
+        """Where the check leaves it."""
+        return VersionState.REJECTED if self.rejection_reasons else VersionState.VALIDATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ class Versions:
         self._database = database
 
     async def register(self, call: Call, new: NewVersion, *, dry_run: bool = False) -> RegisteredVersion:
-        """Commits the next version, or returns the one with the same digest. With `dry_run` as it would be, number 0.
+        """Commits the next version, or returns the one with the same digest, which is validated if it was rejected
+        and this check passed. With `dry_run` as it would be, number 0 if it is new.
 
         Raises BaseModelNotFound, WrongBaseModel, VersionNotFound for the parent, and LineageCycle.
         """
@@ -92,9 +99,7 @@ class Versions:
                     )
                 )
                 if kept is not None:
-                    return RegisteredVersion(
-                        await get_version(write.session, new.adapter, kept), write.head, created=False
-                    )
+                    return await _register_again(write, await get_version(write.session, new.adapter, kept), new)
             revision = await write.advance()
             number = await _next_number(write.session, new, revision)
             key = LineageKey(LineageKind.ADAPTER_VERSION, f"{new.adapter}:{number}")
@@ -241,8 +246,8 @@ async def _insert_version(session: AsyncSession, new: NewVersion, number: int, r
             alpha=new.alpha,
             target_modules=list(new.target_modules),
             features=list(new.features),
-            state=VersionState.VALIDATED.value,
-            rejection_reasons=[],
+            state=new.state.value,
+            rejection_reasons=list(new.rejection_reasons),
             parent_adapter=parent.name,
             parent_number=parent.number,
             provenance=encode(new.provenance),
@@ -251,6 +256,44 @@ async def _insert_version(session: AsyncSession, new: NewVersion, number: int, r
             revision=revision.number,
         )
     )
+
+
+async def _register_again(write: Write, version: AdapterVersion, new: NewVersion) -> RegisteredVersion:
+    """What is there; validated when only its check stood in the way, and now does not."""
+    if version.state != VersionState.REJECTED or new.state == VersionState.REJECTED:
+        return RegisteredVersion(version, write.head, created=False)
+    validated = replace(
+        version,
+        state=new.state,
+        rank=new.rank,
+        alpha=new.alpha,
+        target_modules=new.target_modules,
+        features=new.features,
+        rejection_reasons=(),
+    )
+    revision = await write.advance()
+    await write.session.execute(
+        update(VersionRow)
+        .where(VersionRow.adapter == version.adapter, VersionRow.number == version.number)
+        .values(
+            state=validated.state.value,
+            rank=validated.rank,
+            alpha=validated.alpha,
+            target_modules=list(validated.target_modules),
+            features=list(validated.features),
+            rejection_reasons=[],
+        )
+    )
+    await write.record(
+        revision,
+        [VersionRegistered(validated)],
+        base_model=version.base_model,
+        resource=f"{version.adapter}:{version.number}",
+        adapter=version.adapter,
+        before=version,
+        after=validated,
+    )
+    return RegisteredVersion(validated, revision.number, created=False)
 
 
 async def _change_state(write: Write, version: AdapterVersion, state: VersionState, message: str) -> AdapterVersion:

@@ -147,7 +147,7 @@ class ReadBlobResponse(_message.Message):
     def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
 
 class RegisterAdapterVersionRequest(_message.Message):
-    __slots__ = ("adapter", "base_model", "manifest", "parent", "provenance", "request_id", "validate_only", "source")
+    __slots__ = ("adapter", "base_model", "manifest", "parent", "provenance", "request_id", "validate_only", "source", "keep_rejected")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class RegisterAdapterVersionRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_REJECTED_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     base_model: str
     manifest: _resources_pb2.Manifest
@@ -164,7 +165,8 @@ class RegisterAdapterVersionRequest(_message.Message):
     request_id: str
     validate_only: bool
     source: str
-    def __init__(self, adapter: _Optional[str] = ..., base_model: _Optional[str] = ..., manifest: _Optional[_Union[_resources_pb2.Manifest, _Mapping]] = ..., parent: _Optional[str] = ..., provenance: _Optional[_Union[_resources_pb2.Provenance, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., source: _Optional[str] = ...) -> None: ...
+    keep_rejected: bool
+    def __init__(self, adapter: _Optional[str] = ..., base_model: _Optional[str] = ..., manifest: _Optional[_Union[_resources_pb2.Manifest, _Mapping]] = ..., parent: _Optional[str] = ..., provenance: _Optional[_Union[_resources_pb2.Provenance, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., source: _Optional[str] = ..., keep_rejected: _Optional[bool] = ...) -> None: ...
 
 class RegisterAdapterVersionResponse(_message.Message):
     __slots__ = ("version", "revision", "created")

@@ -238,9 +238,11 @@ class RegistryServiceServicer:
 
     def RegisterAdapterVersion(self, request, context):
         """RegisterAdapterVersion checks uploaded files against the base model and commits them as the adapter's next
-        version; the adapter is created with its first one. The same digest again returns the version already there.
-        NOT_FOUND: the base model. FAILED_PRECONDITION: a blob was not uploaded, the adapter belongs to another base
-        model, the source cannot be read, or the artifact is refused (ADAPTER_REFUSED, with every reason).
+        version; the adapter is created with its first one. The same digest again returns the version already there; one
+        that was rejected is checked again, and is an ordinary version when it passes now.
+        NOT_FOUND: the base model or the parent. FAILED_PRECONDITION: a blob was not uploaded, the adapter belongs to
+        another base model, the source cannot be read, or the artifact is refused (ADAPTER_REFUSED, with every reason, and
+        with `version` in its metadata when it is kept as a rejected version).
         PERMISSION_DENIED: SOURCE_NOT_ALLOWED. INVALID_ARGUMENT: a bad name or manifest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
