@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 from adapter.config import PeftConfig
 from adapter.header import Header, shown
+from adapter.keys import KEY_PREFIX
 from adapter.targets import is_embedding, is_head, saved
 
-KEY_PREFIX = "base_model.model."
 COPIES = ("base_layer.", "token_adapter.base_layer.", "original_module.", "")  # between MODULE. and weight
 TOKENS = "token_adapter.trainable_tokens_delta"
 # The saved weight once more: PEFT 0.21 writes it beside the other where the vocabulary was resized.

@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapter.config import PeftConfig
-from adapter.ends import KEY_PREFIX, OwnEnd, own_ends
+from adapter.ends import OwnEnd, own_ends
 from adapter.errors import AdapterRefused
 from adapter.header import Header, TensorInfo, shown
+from adapter.keys import KEY_PREFIX
 from adapter.targets import is_embedding, is_head, is_head_norm, is_norm, saved, targeted
 
 MAX_RANK = 512

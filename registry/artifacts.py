@@ -10,6 +10,7 @@ from pathlib import Path
 from adapter import errors as adapter_errors
 from adapter.config import PeftConfig, read_config
 from adapter.header import PICKLE_SUFFIXES, Header, read_header
+from adapter.keys import with_known_names
 from adapter.manifest import ADAPTER_FILES, CONFIG_FILE, NEEDED_FILES, PROBE_FILE, WEIGHTS_FILE, Manifest
 from adapter.plan import plan
 from adapter.probe import read_probes
@@ -76,7 +77,7 @@ def _read(folder: Path) -> tuple[PeftConfig | None, Header | None, list[str]]:
     except adapter_errors.AdapterRefused as refused:
         reasons.extend(refused.reasons)
     try:
-        header = read_header(folder / WEIGHTS_FILE)
+        header = with_known_names(read_header(folder / WEIGHTS_FILE))
     except adapter_errors.AdapterRefused as refused:
         reasons.extend(refused.reasons)
     return config, header, reasons

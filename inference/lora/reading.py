@@ -15,6 +15,7 @@ from torch import Tensor
 from adapter.config import read_config
 from adapter.errors import AdapterRefused
 from adapter.header import read_header
+from adapter.keys import with_known_names
 from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest, manifest_of_adapter
 from adapter.plan import MAX_RANK, plan
 from adapter.values import describe_non_finite, non_finite_tensors
@@ -99,7 +100,7 @@ class Reader:
         try:
             found = manifest_of_adapter(files.folder)
             _check_manifest(files.manifest, found)
-            header = read_header(weights)
+            header = with_known_names(read_header(weights))
             planned = plan(read_config(files.folder / CONFIG_FILE), header, self._modules, max_rank=self._max_rank)
             rows = find_rows(weights, header, planned, base=self._base)
             layout = lay_out(planned, self._sites, self._dtype, rows=rows)

@@ -1,8 +1,7 @@
 """What adapters' own rows of the embedding and the head do to a step: plain torch, adapter by adapter.
 
-Few adapters bring rows along, and those that do have a matrix product or a look-up of their own to be computed, so there
-is nothing to share between them and no kernel. Nor are such steps captured: how many there are differs from step to
-step.
+Few adapters bring rows along, and each has a matrix product or a look-up of its own to be computed, so there is nothing
+to share between them and no kernel. Nor are such steps captured: how many there are differs from step to step.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from inference.models.linear import in_tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def replace_logits(use: RowsUse, x: Tensor, logits: Tensor) -> None:
     Shapes: x [T, D]; logits float32 [T, at least the slot's vocabulary]. Mutates: logits.
     """
     own, rows = use.own, _sent(use.rows, x.device)
-    found = functional.linear(x[rows], own.weight).float()  # rounded to the model's dtype, as the base model's are
+    # In tiles, so that what a row gets does not depend on how many share the slot; rounded as the base model's are.
+    found = in_tiles(lambda tile: functional.linear(tile, own.weight), x[rows]).float()
     mine = logits[rows]
     if own.token_ids is None:
         mine[:, : found.shape[1]] = found

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
 
 from adapter.config import MAX_CONFIG_BYTES, PeftConfig, parse_config, read_config
 from adapter.errors import AdapterRefused
@@ -25,6 +26,15 @@ def refusal(**changes: Any) -> str:
     with pytest.raises(AdapterRefused) as caught:
         parse(**changes)
     return "\n".join(caught.value.reasons)
+
+
+def reasons_of(**changes: Any) -> tuple[str, ...]:
+    """Why the changes are refused; nothing if they are not."""
+    try:
+        parse(**changes)
+    except AdapterRefused as refused:
+        return refused.reasons
+    return ()
 
 
 @pytest.mark.parametrize(
@@ -46,6 +56,58 @@ def test_a_configuration_of_an_old_peft_takes_the_defaults() -> None:
         b'{"peft_type": "LORA", "target_modules": ["q_proj"], "enable_lora": null, "merge_weights": false}'
     )
     assert (config.rank, config.alpha, config.use_rslora) == (8, 8.0, False)
+
+
+# What each release added to the fields that it writes, with its defaults.
+RELEASES: dict[str, dict[str, Any]] = {
+    "0.3": {
+        "base_model_name_or_path": "base", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+        "init_lora_weights": True, "lora_dropout": 0.05, "modules_to_save": None, "task_type": "CAUSAL_LM",
+    },
+    "0.5": {"auto_mapping": None, "layers_pattern": None, "layers_to_transform": None, "revision": None},
+    "0.8": {
+        "alpha_pattern": {}, "loftq_config": {}, "megatron_config": None, "megatron_core": "megatron.core",
+        "rank_pattern": {}, "use_rslora": False,
+    },
+    "0.10": {"layer_replication": None, "use_dora": False},
+    "0.14": {"eva_config": None, "exclude_modules": None, "lora_bias": False},
+    "0.15": {"corda_config": None, "trainable_token_indices": None},
+    "0.17": {"qalora_group_size": 16, "target_parameters": None, "use_qalora": False},
+    "0.18": {"alora_invocation_tokens": None, "arrow_config": None, "ensure_weight_tying": False, "peft_version": "1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_defaults_of_every_release_mean_the_same(release: str) -> None:
+    written: dict[str, Any] = {}
+    for name, fields in RELEASES.items():
+        written |= fields
+        if name == release:
+            break
+    assert parse(**written) == parse()
+
+
+def test_every_field_of_the_installed_peft_is_known() -> None:
+    written = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]).to_dict()  # type: ignore[no-untyped-call]  # PEFT gives it no types
+    known = {"peft_type": "LORA", "target_modules": sorted(written["target_modules"])}
+    assert parse(**written | known) == parse()
+    for key in written.keys() - known.keys():
+        value = {"an unknown shape": [[{"of": key}]]}
+        assert all("an unknown setting" not in reason for reason in reasons_of(**{key: value})), key
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "x", "unsloth_fixed": True}},
+        {"lora_dropout": 0, "task_type": None, "use_rslora": None, "use_dora": None, "bias": "none"},
+        {"rank_pattern": None, "alpha_pattern": None, "init_lora_weights": None, "layers_pattern": []},
+        {"runtime_config": {"ephemeral_gpu_offload": True}, "velora_config": {"num_groups": 64}},
+        {"eva_config": {"rho": 2.0}, "init_lora_weights": "eva"},
+    ],
+)
+def test_what_trainers_write_beside_it_changes_nothing(settings: dict[str, Any]) -> None:
+    assert parse(**settings) == parse()
 
 
 @pytest.mark.parametrize("value", [None, False, 0, 0.0, "", [], {}, {"a": None, "b": {"c": False}}])

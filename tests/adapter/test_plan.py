@@ -158,6 +158,19 @@ def test_a_vector_of_every_module_is_planned_or_missed(
     assert f"{keys[1]!r}: expected [8], found no such tensor" in text
 
 
+@pytest.mark.parametrize(
+    ("fused", "shape"), [("self_attn.qkv_proj", (16, 8)), ("mlp.gate_up_proj", (32, 8)), ("self_attn.W_pack", (16, 8))]
+)
+def test_an_adapter_of_a_model_with_fused_projections_is_refused_by_name(
+    plan_of: PlanOf, tensors: Tensors, lora_tensors: Any, fused: str, shape: tuple[int, int]
+) -> None:
+    name = f"model.layers.0.{fused}"
+    tensors |= lora_tensors({name: shape}, {name: 4})
+    target = fused.rpartition(".")[2]
+    text = refusal(plan_of, tensors, target_modules=["q_proj", target])
+    assert f"the base model has no module {name!r}" in text
+
+
 NORMS = [f"model.layers.{layer}.{name}_layernorm" for layer in range(2) for name in ("input", "post_attention")]
 
 
