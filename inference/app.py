@@ -101,9 +101,16 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         check_fits=slots.check_fits,
         is_page_locked=device.type == "cuda",
     )
-    adapters = Adapters(bank, slots, reader, host=HostCache(settings.host_cache), wait_s=settings.load_wait_s)
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     engine, limits = _engine(settings, model, bank, streams=streams, failure=failure)
+    adapters = Adapters(
+        bank,
+        slots,
+        reader,
+        host=HostCache(settings.host_cache),
+        run_between_steps=engine.run_between_steps,
+        wait_s=settings.load_wait_s,
+    )
     engine.start()
     try:
         yield Core(described, tokenizer, model, adapters, engine, streams, limits, failure)

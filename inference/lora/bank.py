@@ -5,12 +5,13 @@
     owners   [N] digest or None
 
 Knows no policy: it writes where it is told. A slot is written while nobody uses it and published afterwards, so the
-engine reads the tables while other slots change.
+engine reads the tables while other slots change. A slot in use is moved between steps, a part at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -28,6 +29,8 @@ from inference.models.sites import SiteShape
 from kernels.segments import group_entries, group_rows
 from kernels.site import Affine, Site
 
+PART_BYTES = 2**20  # of a move, at least: larger parts cost a step time, smaller ones spend it on the tables
+
 
 class Bank:
     """Room for adapters over the sites of one model, in the model's dtype."""
@@ -40,7 +43,10 @@ class Bank:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         max_slots: int = MAX_SLOTS,
+        is_checked: bool = False,
     ) -> None:
+        """With `is_checked` every step reads the weights that it uses once more and asserts that they are the right
+        ones: for tests and for the hunt for a defect, since it takes as long as the step."""
         self.dtype = dtype
         self.owners: list[str | None] = [None] * max_slots
         """The digest whose weights a slot holds. One reader may be the engine's thread, so it is written last."""
@@ -60,6 +66,11 @@ class Bank:
         self._rank_sums = np.zeros((max_slots, len(sites)), np.int32)  # of a slot's parts at a site
         self._has_vectors = np.zeros((max_slots, len(sites)), np.bool_)
         self._own_rows: dict[int, tuple[SlotRows, ...]] = {}  # of the slots that have any
+        self._layouts: dict[int, Layout] = {}
+        self._begins: dict[int, int] = {}  # where each slot's slab begins in the arena, in elements
+        self._is_checked = is_checked
+        self._checksums: dict[int, int] = {}  # of each slot's slab, where they are checked
+        self._checksum_of: dict[str, int] = {}  # of each digest that ever was here
         # A slot's entry in the flat tables, less what depends on the slot: see _places.
         self._site_places = np.arange(len(sites)) * max_slots
         self._part_widths = np.repeat(parts, parts)
@@ -97,6 +108,45 @@ class Bank:
         self._own_rows.pop(slot, None)
         if layout.rows:
             self._own_rows[slot] = tuple(self._view_rows(place, begin) for place in layout.rows)
+        self._layouts[slot], self._begins[slot] = layout, begin
+        if self._is_checked:
+            self._checksums[slot] = zlib.crc32(_bytes(slab).data)
+
+    def move(self, slot: int, target: Extent) -> Iterator[int]:
+        """Moves a slot's weights towards the arena's beginning; yields the bytes of each part that has moved.
+
+        Iterate on the engine's thread while no step runs. Between two parts the slot can be used: tables and weights
+        agree, though the weights lie at two ends. The target may overlap the slot's own bytes and nobody else's.
+        Mutates: arena, tables.
+        """
+        layout, source = self._layouts[slot], self._begins[slot]
+        begin = target.begin // self._arena.itemsize
+        assert begin <= source, f"expected a move towards the beginning, found one from {source} to {begin}"
+        by_part = self._part_places + slot * self._part_widths
+        done = 0
+        for end in (*_starts(layout)[1:], layout.num_elements):
+            if (end - done) * self.dtype.itemsize < PART_BYTES and end < layout.num_elements:
+                continue
+            part = self._arena[source + done : source + end]
+            # On the CPU numpy minds the overlap, on a device the copy in between does.
+            _copy(part if part.device.type == "cpu" else part.clone(), self._arena[begin + done : begin + end])
+            for table, places, first in (
+                (self._a_start, self._site_places + slot, layout.a_start),
+                (self._b_start, by_part, layout.b_start),
+            ):
+                is_here = (done <= first) & (first < end)
+                _put(table, places[is_here], first[is_here] + begin)
+            is_here = (done <= layout.vector_start) & (layout.vector_start < end)
+            vector_start = (layout.vector_start[is_here] + begin) * self.dtype.itemsize // 4
+            _put(self._vector_start, by_part[is_here], vector_start)
+            if layout.rows:
+                self._own_rows[slot] = tuple(
+                    self._view_rows(place, begin if _first(place) < end else source) for place in layout.rows
+                )
+            self._ordering.mark_step()  # who writes to the bytes that are left waits for this copy too
+            yield (end - done) * self.dtype.itemsize
+            done = end
+        self._begins[slot] = begin
 
     def mark_step(self) -> None:
         """On the engine's thread, when a step is queued, even if it failed: what it reads is not overwritten yet."""
@@ -104,6 +154,10 @@ class Bank:
 
     def publish(self, slot: int, digest: str) -> None:
         """From here on the slot may be used, by requests for this digest."""
+        if self._is_checked:
+            checksum = self._checksums[slot]
+            known = self._checksum_of.setdefault(digest, checksum)
+            assert checksum == known, f"slot {slot}: expected the weights of {digest} as they were before"
         self.owners[slot] = digest
 
     def disown(self, slot: int) -> None:
@@ -125,6 +179,8 @@ class Bank:
         if not uses:
             return None
         slots, weights, chunk = (np.array(column) for column in zip(*uses, strict=True))
+        if self._is_checked:
+            self._check_contents(sorted(set(slots.tolist())))
         lengths = np.fromiter((length for length, _ in chunks), np.int32, count=len(chunks))
         first_row = np.cumsum(lengths) - lengths
         counts = lengths[chunk]
@@ -151,6 +207,33 @@ class Bank:
             own_rows=own_rows,
             logit_own_rows=own_rows if logit_rows is None else tuple(use.of_logits(logit_rows) for use in own_rows),
         )
+
+    def _check_contents(self, slots: Sequence[int]) -> None:
+        """Asserts that the tables of these slots lead to the bytes that were written for them."""
+        for slot in slots:
+            layout = self._layouts[slot]
+            checksum, starts = 0, _starts(layout)
+            found = self._found_starts(slot)
+            for start, end in zip(starts, (*starts[1:], layout.num_elements), strict=True):
+                block = self._arena[found[start] : found[start] + end - start]
+                checksum = zlib.crc32(_bytes(block.cpu()).data, checksum)
+            assert checksum == self._checksums[slot], f"slot {slot}: expected the weights of {self.owners[slot]}"
+
+    def _found_starts(self, slot: int) -> dict[int, int]:
+        """Where the tables say that each block of a slot begins in the arena, by where it begins in the slab."""
+        layout = self._layouts[slot]
+        by_part = torch.from_numpy(self._part_places + slot * self._part_widths)
+        acts, has_vectors = self._rank_sums[slot] > 0, layout.kinds > 0
+        a_start = self._a_start.cpu()[torch.from_numpy(self._site_places + slot)].numpy()
+        b_start = self._b_start.cpu()[by_part].numpy()
+        vector_start = self._vector_start.cpu()[by_part].numpy() * 4 // self.dtype.itemsize
+        found = dict(zip(layout.a_start[acts].tolist(), a_start[acts].tolist(), strict=True))
+        found |= dict(zip(layout.b_start[layout.ranks > 0].tolist(), b_start[layout.ranks > 0].tolist(), strict=True))
+        found |= dict(zip(layout.vector_start[has_vectors].tolist(), vector_start[has_vectors].tolist(), strict=True))
+        for place, rows in zip(layout.rows, self._own_rows.get(slot, ()), strict=True):
+            first = rows.weight if rows.token_ids is None else rows.token_ids
+            found[_first(place)] = (first.data_ptr() - self._arena.data_ptr()) // self.dtype.itemsize
+        return found
 
     def _view(self, shape: SiteShape, index: int) -> Site:
         """One site's tables, as parts of the flat ones."""
@@ -180,6 +263,18 @@ class Bank:
         first = int(self._first_part[index]) * n
         by_part = slice(first, first + n * parts)
         return Affine(shape.columns, self._kinds[by_part].view(n, parts), self._vector_start[by_part].view(n, parts))
+
+
+def _starts(layout: Layout) -> list[int]:
+    """Where the blocks begin that a table points to, in elements of the slab, in order; the first begins at 0."""
+    vectors, rows = layout.vector_start[layout.kinds > 0], [_first(place) for place in layout.rows]
+    starts = np.unique(np.concatenate((layout.a_start, layout.b_start[layout.ranks > 0], vectors, rows)))
+    return [int(start) for start in starts if start < layout.num_elements]
+
+
+def _first(place: RowsPlace) -> int:
+    """Where an end's own rows begin in the slab."""
+    return place.weight_start if place.ids_start is None else place.ids_start
 
 
 def _zeros(size: int, dtype: type[np.generic], device: torch.device | str) -> Tensor:

@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 
 from inference.errors import (
     AdapterLoadFailed,
@@ -34,11 +35,21 @@ from inference.errors import (
 from inference.lora.bank import Bank
 from inference.lora.host_cache import HostCache, HostSlab
 from inference.lora.reading import AdapterFiles, Reader, Traits
-from inference.lora.slots import Slot, Slots
+from inference.lora.slots import Move, Slot, Slots
 from inference.lora.staging import LOADER_THREADS, Staging
 
 STAGED_AHEAD = 2 * LOADER_THREADS  # adapters read before they can be placed; bounds their memory, keeps threads busy
+MOVED_BYTES_PER_STEP = 4 * 2**20  # of a compaction: about a millisecond of a CPU's memory, less than a step's own
 log = logging.getLogger(__name__)
+
+RunBetweenSteps = Callable[[Callable[[], bool]], Future[bool]]
+
+
+def run_at_once(function: Callable[[], bool]) -> Future[bool]:
+    """What Engine.run_between_steps does, for where no engine runs."""
+    future: Future[bool] = Future()
+    future.set_result(function())
+    return future
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +117,14 @@ class _Claim:
     """For how long the line had waited for memory when this came."""
     slabs: dict[str, HostSlab] = field(default_factory=dict)
     staging: asyncio.Task[None] | None = None
+    is_waiting: bool = True
 
 
 class Adapters:
     """Every adapter in memory. Used from one event loop; `close` ends the loads and joins the threads.
 
-    `wait_s` is how long a load waits for memory when everything loaded is in use.
+    `wait_s` is how long a load waits for memory when everything loaded is in use. `run_between_steps` is the engine's:
+    slots in use are moved there when the free bytes suffice and no hole does.
     """
 
     def __init__(
@@ -121,9 +134,11 @@ class Adapters:
         reader: Reader,
         *,
         host: HostCache,
+        run_between_steps: RunBetweenSteps = run_at_once,
         wait_s: float = 30.0,
     ) -> None:
         self.host = host
+        self._run_between_steps = run_between_steps
         self._bank = bank
         self._slots = slots
         self._staging = Staging(reader, host)
@@ -137,6 +152,9 @@ class Adapters:
         self._blocked_s = 0.0  # for how long the line has waited for memory, until `_blocked_since`
         self._blocked_since: float | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._compaction: asyncio.Task[None] | None = None
+        self.compactions = 0
+        self.moved_bytes = 0
         self._is_closed = False
 
     async def close(self) -> None:
@@ -145,6 +163,8 @@ class Adapters:
         for claim in list(self._line):
             self._refuse(claim, Draining())
         self._note_blocked(None)
+        if self._compaction is not None:
+            await self._compaction
         await self._staging.close()
         await asyncio.gather(*self._stagings, return_exceptions=True)
         await asyncio.gather(*self._writes.values())
@@ -280,12 +300,14 @@ class Adapters:
         """Gives slots to who is first in the line and staged, for as long as there is room; called on every change."""
         full: AdapterMemoryFull | None = None
         self._stage_ahead()
-        while full is None and (claim := self._first_staged()) is not None:
+        while self._compaction is None and full is None and (claim := self._first_staged()) is not None:
             try:
                 self._place(claim)
             except AdapterTooLarge as error:
                 self._refuse(claim, error)
             except AdapterMemoryFull as error:
+                if self._begin_compaction(claim):
+                    break
                 if self._total_blocked_s() - claim.blocked_before_s < self._wait_s:
                     full = error
                 else:
@@ -310,7 +332,11 @@ class Adapters:
         """Runs as a task: brings what a claim misses to host memory, or ends the claim with the error."""
 
         async def hold(digest: str) -> None:
-            claim.slabs[digest] = await self._staging.hold(claim.files[digest])
+            slab = await self._staging.hold(claim.files[digest])
+            if claim.is_waiting:
+                claim.slabs[digest] = slab
+            else:  # it left the line in the meantime, and whoever takes it out of the line ends this task too late
+                self.host.release(slab)
 
         error: Exception | None = None
         try:
@@ -331,11 +357,9 @@ class Adapters:
     def _place(self, claim: _Claim) -> None:
         """Reserves room for all that a claim misses and begins to write. Raises AdapterTooLarge, AdapterMemoryFull."""
         missing = self._missing(claim)
-        reserved, evicted = self._slots.reserve(
-            {digest: claim.slabs[digest].num_bytes for digest in claim.files if digest in missing},
-            beside=claim.files.keys() - missing,
-            awaited=self._awaited,
-        )
+        sizes = {digest: claim.slabs[digest].num_bytes for digest in claim.files if digest in missing}
+        beside = claim.files.keys() - missing
+        reserved, evicted = self._slots.reserve(sizes, beside=beside, awaited=self._awaited)
         for victim in evicted:
             self._forget(victim)
         for slot in reserved:
@@ -344,6 +368,46 @@ class Adapters:
         for other in list(self._line):
             if not self._missing(other):
                 self._grant(other)
+
+    def _begin_compaction(self, claim: _Claim) -> bool:
+        """Whether moving slots together makes room for a claim; if so, that is under way, and nobody is placed."""
+        missing = self._missing(claim)
+        sizes = {digest: claim.slabs[digest].num_bytes for digest in missing}
+        found = self._slots.begin_compaction(sizes, beside=claim.files.keys() - missing, awaited=self._awaited)
+        if found is None:
+            return False
+        moves, evicted = found
+        for victim in evicted:
+            self._forget(victim)
+        self._compaction = asyncio.create_task(self._compact(moves), name="compaction")
+        return True
+
+    async def _compact(self, moves: Sequence[Move]) -> None:
+        """Runs as a task, which nobody cancels: moves slots a part at a time, so that no step waits for long."""
+        parts = chain.from_iterable(self._bank.move(move.slot.index, move.target) for move in moves)
+
+        def move_some() -> bool:
+            """On the engine's thread, between two steps. True at the end."""
+            moved = 0
+            for num_bytes in parts:
+                moved += num_bytes
+                self.moved_bytes += num_bytes
+                if moved >= MOVED_BYTES_PER_STEP:
+                    return False
+            return True
+
+        try:
+            while not await asyncio.wrap_future(self._run_between_steps(move_some)):
+                pass
+        except InferenceError as error:
+            log.info("the engine has ended, so nothing is in the way of the rest of a compaction: %s", error)
+            while not move_some():
+                pass
+        for slot in self._slots.end_compaction(moves):
+            self._forget(slot)
+        self.compactions += 1
+        self._compaction = None
+        self._advance()
 
     def _grant(self, claim: _Claim) -> None:
         """Everything that a claim needs is in memory or on its way there from a thread that nothing holds up."""
@@ -361,8 +425,9 @@ class Adapters:
 
     def _leave(self, claim: _Claim) -> None:
         """Takes a claim out of the line, if it is there, with all that it holds."""
-        if claim not in self._line:
+        if not claim.is_waiting:
             return
+        claim.is_waiting = False
         self._line.remove(claim)
         self._awaited -= Counter(claim.files.keys())
         if claim.staging is not None:

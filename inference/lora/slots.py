@@ -3,7 +3,8 @@
     reserve ──► loading ──publish──► loaded ──evict, or the last release of a retired one──► free
                    └────abandon─────────────────────────────────────────────────────────────► free
 
-A slot that is leased or pinned is never evicted; a loading one neither. Identity is the digest: no digest has two
+A slot that is leased or pinned is never evicted; a loading one neither. Slots may be moved, whoever leases them, so
+that free bytes in many holes are of use. Identity is the digest: no digest has two
 slots, and a new version of an adapter has another digest, so it is loaded beside the old one.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from inference.errors import AdapterMemoryFull, AdapterTooLarge
+from inference.lora.compaction import find_slides
 from inference.lora.extents import Extent, Extents, rounded
 
 MAX_SLOTS = 4096  # an entry takes a few kilobytes in the bank's tables; the arena is full long before
@@ -31,10 +33,19 @@ class Slot:
     is_loaded: bool = False
     is_pinned: bool = False
     is_retired: bool = False
+    is_moving: bool = False
 
     @property
     def is_evictable(self) -> bool:
-        return self.leases == 0 and not self.is_pinned
+        return self.leases == 0 and not self.is_pinned and not self.is_moving
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A slot's way to other bytes, nearer to the arena's beginning; they may overlap its own."""
+
+    slot: Slot
+    target: Extent
 
 
 class Slots:
@@ -106,6 +117,43 @@ class Slots:
             reserved.append(Slot(self._take_index(), digest, extent))
             self._slots[digest] = reserved[-1]
         return reserved, evicted
+
+    def begin_compaction(
+        self, sizes: Mapping[str, int], *, beside: Collection[str] = (), awaited: Collection[str] = ()
+    ) -> tuple[list[Move], list[Slot]] | None:
+        """What has to move so that `reserve` finds room, in this order, and the slots that were evicted for it.
+
+        None, and nothing has changed, if no move helps: there are too few bytes, or a load writes in between. Nothing
+        may be reserved until `end_compaction`.
+        """
+        num_bytes = sum(rounded(size) for size in sizes.values())
+        candidates = self._candidates(beside, awaited)
+        for num_evicted in range(len(candidates) + 1):
+            evicted, kept = candidates[:num_evicted], [slot for slot in self if slot not in candidates[:num_evicted]]
+            if len(kept) + len(sizes) > self._max_slots:
+                continue
+            if sum(slot.extent.num_bytes for slot in kept) + num_bytes > self.capacity_bytes:
+                continue
+            fixed = [slot.extent for slot in kept if not slot.is_loaded]
+            slides = find_slides([slot.extent for slot in kept], self.capacity_bytes, num_bytes, fixed=fixed)
+            if slides is None:
+                continue
+            for slot in evicted:
+                self._drop(slot)
+            by_extent = {slot.extent: slot for slot in kept}
+            moves = [Move(by_extent[slide.source], slide.target) for slide in slides]
+            for move in moves:
+                move.slot.is_moving = True
+            return moves, evicted
+        return None
+
+    def end_compaction(self, moves: Sequence[Move]) -> list[Slot]:
+        """The weights are where they should be. Returns the slots that were waited for to be freed."""
+        for move in moves:
+            self._extents.give_back(move.slot.extent)
+            self._extents.take_at(move.target)
+            move.slot.extent, move.slot.is_moving = move.target, False
+        return [move.slot for move in moves if self._drop_if_done(move.slot)]
 
     def publish(self, slot: Slot) -> None:
         """The weights are in place. The load keeps its own lease until it releases it."""

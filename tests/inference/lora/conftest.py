@@ -157,7 +157,7 @@ class Worker:
         for layer in range(config.num_layers):
             kv_cache.k(layer).fill_(torch.nan)
             kv_cache.v(layer).fill_(torch.nan)
-        self.bank = Bank(model.sites, capacity_bytes=adapter_bytes, dtype=model.dtype)
+        self.bank = Bank(model.sites, capacity_bytes=adapter_bytes, dtype=model.dtype, is_checked=True)
         self.bank._arena.fill_(torch.nan)
         slots = Slots(adapter_bytes)
         reader = Reader(
@@ -167,8 +167,15 @@ class Worker:
             dtype=model.dtype,
             check_fits=slots.check_fits,
         )
-        self.adapters = Adapters(self.bank, slots, reader, host=HostCache(host_bytes), wait_s=wait_s)
         self.engine = Engine(Runner(model, kv_cache, self.bank), self.scheduler, self._on_events)
+        self.adapters = Adapters(
+            self.bank,
+            slots,
+            reader,
+            host=HostCache(host_bytes),
+            run_between_steps=self.engine.run_between_steps,
+            wait_s=wait_s,
+        )
         self._loop = asyncio.get_running_loop()
         self._ends: dict[str, asyncio.Future[Finished | Failed]] = {}
         self.tokens: dict[str, list[Token]] = {}
@@ -192,10 +199,8 @@ class Worker:
         cancel_after: int | None = None,
     ) -> list[Token]:
         """The tokens of an answer, with log-probabilities; raises what the engine or the loader failed with."""
-        leases = []
+        leases = await self.adapters.acquire_all([files_of(folder) for folder, _ in adapters])
         try:
-            for folder, _ in adapters:
-                leases.append(await self.adapters.acquire(files_of(folder)))
             uses = tuple(
                 SlotUse(lease.slot, lease.digest, weight) for lease, (_, weight) in zip(leases, adapters, strict=True)
             )

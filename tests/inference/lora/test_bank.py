@@ -118,3 +118,51 @@ def test_a_slot_that_has_an_owner_is_not_overwritten(bank, sites):
     fill(bank, sites, 1, 0, rng)
     with pytest.raises(AssertionError, match="expected a slot without owner, found digest of 1 in 1"):
         fill(bank, sites, 1, 32 * KIB, rng)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_between_any_two_parts_of_a_move_the_slot_answers_as_before(sites, dtype, monkeypatch) -> None:
+    monkeypatch.setattr("inference.lora.bank.PART_BYTES", 256)
+    rng = np.random.default_rng(0)
+    bank = Bank(sites, capacity_bytes=1 << 18, dtype=dtype, max_slots=8, is_checked=True)
+    bank._arena.fill_(torch.nan)
+    layout, slab = random_layout(sites, rng)
+    slab = slab.to(dtype)
+    num_bytes = slab.numel() * slab.itemsize
+    bank.write(3, Extent(1 << 16, (1 << 16) + num_bytes), slab, layout)
+    bank.publish(3, "moving")
+    xs = [torch.randn(2, site.in_features).to(dtype) for site in sites]
+
+    def answer() -> list[torch.Tensor]:
+        lora = bank.lora_batch([(2, [(3, 1.0)])]).send("cpu")
+        ys = [torch.zeros(2, site.out_features, dtype=dtype) for site in sites]
+        for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            lora.add(index, x, y)
+        return ys
+
+    before = answer()
+    # To overlapping bytes, and then to others.
+    for begin in ((1 << 16) - 4 * 64, 64):
+        parts = 0
+        for _ in bank.move(3, Extent(begin, begin + num_bytes)):
+            parts += 1
+            for found, expected in zip(answer(), before, strict=True):
+                assert torch.equal(found, expected)
+        assert parts > 3
+
+
+async def test_weights_that_are_not_those_that_were_written_end_a_step_that_is_checked(sites):
+    rng = np.random.default_rng(0)
+    bank = Bank(sites, capacity_bytes=512 * KIB, dtype=torch.float32, max_slots=16, is_checked=True)
+    _, slab = fill(bank, sites, 2, 32 * KIB, rng)
+    bank.lora_batch([(1, [(2, 1.0)])])
+    bank._arena[32 * KIB // 4 + 1] += 1
+    with pytest.raises(AssertionError, match="slot 2: expected the weights of digest of 2"):
+        bank.lora_batch([(1, [(2, 1.0)])])
+    bank._arena[32 * KIB // 4 + 1] = slab[1]
+    bank._b_start[bank._part_places[0] + 2 * bank._part_widths[0]] += 8
+    with pytest.raises(AssertionError, match="slot 2"):
+        bank.lora_batch([(1, [(2, 1.0)])])
+    bank.disown(2)
+    with pytest.raises(AssertionError, match="expected the weights of digest of 2 as they were before"):
+        fill(bank, sites, 2, 64 * KIB, rng)

@@ -135,21 +135,59 @@ async def test_a_slot_that_holds_other_weights_fails_the_request_and_never_answe
     del worker.adapters.check_integrity
 
 
-@pytest.mark.parametrize("is_scarce", [True, False])
-async def test_random_loads_evictions_and_cancels_change_no_answer(make_worker, adapters, is_scarce):
-    """Either memory for a fraction of the adapters, or memory for all and rows that compose several."""
-    rng = random.Random(is_scarce)
+async def test_slots_that_move_under_running_requests_change_no_answer(
+    make_worker, write_adapter, files_of, tiny_model, monkeypatch
+):
+    """Of four neighbours two leave, and what comes in their place needs both holes; the other two answer meanwhile.
+
+    Alone, before and after, an answer has the same bits; beside others its sums may come in another order.
+    """
+    monkeypatch.setattr("inference.lora.bank.PART_BYTES", 512)
+    monkeypatch.setattr("inference.lora.loader.MOVED_BYTES_PER_STEP", 1024)
+    modules = {part.module: (part.width, site.in_features) for site in tiny_model.sites for part in site.parts}
+    folders = [write_adapter(f"four-{n}", modules, dict.fromkeys(ALL, 4), seed=10 + n) for n in range(4)]
+    (prompt,) = prompts(1, random.Random(9))
+    calm = make_worker(is_prefix_cached=False)
+    running = [([(folders[1], 1.0)], 60), ([(folders[3], 0.5), (folders[1], 1.0)], 50)]
+    alone = [await calm.generate(prompt, uses, max_tokens=tokens) for uses, tokens in running]
+    size = calm.adapters.loaded()[0].size_bytes
+    worker = make_worker(adapter_bytes=4 * size, is_prefix_cached=False)
+    for folder in folders:
+        await worker.generate(prompt, [(folder, 1.0)], max_tokens=1)
+    tasks = [asyncio.create_task(worker.generate(prompt, uses, max_tokens=tokens)) for uses, tokens in running]
+    while worker.engine.stats().running < len(tasks):
+        await asyncio.wrap_future(worker.engine.run_between_steps(lambda: None))
+    begins = dict(worker.bank._begins)
+    both_holes = write_adapter("seven", modules, dict.fromkeys(ALL, 7), seed=20)
+    await worker.generate(prompt, [(both_holes, 1.0)], max_tokens=1)
+    assert worker.adapters.compactions == 1
+    assert worker.adapters.moved_bytes >= size
+    assert worker.bank._begins != begins
+    assert worker.adapters.is_loaded(files_of(folders[1]).digest)
+    for found, expected in zip(await asyncio.gather(*tasks), alone, strict=True):
+        assert_same(found, expected)
+    again = await worker.generate(prompt, running[0][0], max_tokens=60)
+    assert [(token.token_id, token.logprob) for token in again] == [
+        (token.token_id, token.logprob) for token in alone[0]
+    ]
+
+
+@pytest.mark.parametrize("memory", ["scarce", "plenty", "tight"])
+async def test_random_loads_evictions_and_cancels_change_no_answer(make_worker, adapters, memory):
+    """Memory for a fraction of the adapters, for all of them, or for hardly more than the largest composition."""
+    rng = random.Random(memory)
     folders = list(adapters.values())
     some = prompts(5, rng)
     choices = [(), *(((folder, 1.0),) for folder in folders)]
-    if not is_scarce:
+    if memory != "scarce":
         choices += [((folders[0], 0.5), (folders[2], 1.0)), ((folders[4], 1.0), (folders[5], -1.0))]
+        choices += [((folders[2], 1.0), (folders[3], 0.5), (folders[5], 1.0))]
     calm = make_worker()
     alone = {(p, c): await calm.generate(some[p], choices[c]) for p in range(len(some)) for c in range(len(choices))}
     sizes = [loaded.size_bytes for loaded in calm.adapters.loaded()]
-    worker = make_worker(
-        adapter_bytes=max(sizes) + min(sizes) if is_scarce else 4 * sum(sizes), num_blocks=40, max_step_tokens=16
-    )
+    room = {"scarce": max(sizes) + min(sizes), "plenty": 4 * sum(sizes), "tight": max(sizes) + sum(sizes) // 4}
+    host_bytes = {"scarce": 0, "plenty": sum(sizes) // 2, "tight": sum(sizes) // 2}
+    worker = make_worker(adapter_bytes=room[memory], host_bytes=host_bytes[memory], num_blocks=40, max_step_tokens=16)
 
     async def client(turns):
         for _ in range(turns):
