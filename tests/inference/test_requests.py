@@ -44,9 +44,7 @@ def chat(*messages: pb.ChatMessage, **fields: Any) -> pb.Chat:
 
 
 def arguments(**values: Any) -> Any:
-    found = chat()
-    found.template_arguments.update(values)
-    return found
+    return chat(template_arguments=json.dumps(values))
 
 
 WRONG = [
