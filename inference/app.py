@@ -38,6 +38,7 @@ from inference.lora.loader import Adapters
 from inference.lora.reading import Reader
 from inference.lora.slots import Slots
 from inference.metrics import Metrics
+from inference.models.linear import PackedLinear, TiledLinear
 from inference.models.llama import Llama
 from inference.push import Pushes
 from inference.requests import RequestReader
@@ -87,7 +88,14 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
     log.info("loading %s", settings.model)
     described = await asyncio.to_thread(describe_base_model, settings.model)
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model)
-    model = await asyncio.to_thread(Llama.load, settings.model, settings.dtype, str(device))
+    model = await asyncio.to_thread(
+        functools.partial(Llama.load, linear=_linear(settings, device)), settings.model, settings.dtype, str(device)
+    )
+    if settings.deterministic and model.config.head_dim % 16:
+        raise InvalidRequest(
+            f"deterministic: expected heads of a multiple of 16 features, found {model.config.head_dim}",
+            field="deterministic",
+        )
     log.info("compiling the kernels for this machine, or loading what an earlier start compiled")
     await asyncio.to_thread(kernels.warm_up, device.type, [model.dtype])
     streams = Streams()
@@ -230,6 +238,14 @@ def _device(settings: Settings) -> torch.device:
         return kernels.choose_device(settings.device)
     except kernels.UnsupportedDevice as error:
         raise InvalidRequest(f"device: {error}", field="device") from error
+
+
+def _linear(settings: Settings, device: torch.device) -> type[PackedLinear]:
+    if not settings.deterministic:
+        return PackedLinear
+    if device.type != "cpu":
+        raise InvalidRequest(f"deterministic: expected the device cpu, found {device.type}", field="deterministic")
+    return TiledLinear
 
 
 def _engine(

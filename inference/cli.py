@@ -97,6 +97,9 @@ def _server_options(command: Any) -> Any:
 @click.option("--state-dir", type=click.Path(path_type=Path), help="For adapter files and saved state.")
 @click.option("--device", help="cpu, cuda or auto; CUDA has never run on a device.  [default: cpu]")
 @click.option("--dtype", help="auto, float32 or bfloat16.  [default: auto]")
+@click.option(
+    "--deterministic/--no-deterministic", default=None, help="The same bits in any batch, on a CPU.  [default: off]"
+)
 @click.option("--threads", type=int, help="CPU threads.  [default: one for each core]")
 @click.option("--adapter-memory", metavar="SIZE", help="Memory for adapters.  [default: 512MiB]")
 @click.option(

@@ -56,6 +56,8 @@ class Settings:
     """The largest file of weights that may be pushed."""
     device: str = "cpu"
     """cpu; cuda, or auto, which takes a CUDA device where one will do. The CUDA path has never run on a device."""
+    deterministic: bool = False
+    """Whether an answer is the same bits alone and in any batch, at some cost; on a CPU only."""
     dtype: str = "auto"
     """auto, float32 or bfloat16."""
     threads: int = 0
@@ -151,7 +153,7 @@ _COUNTS = frozenset(
     {"threads", "max_context", "max_batch", "max_batch_adapters", "step_tokens", "max_queue", "max_queue_tokens"}
 )
 _LISTS = frozenset({"adapters", "adapter_dirs", "adapter_urls", "hub", "resolvers"})
-_FLAGS = frozenset({"prefix_cache"})
+_FLAGS = frozenset({"deterministic", "prefix_cache"})
 _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 _SECONDS = frozenset({"load_wait_s", "drain_s"})
 

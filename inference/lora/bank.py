@@ -10,6 +10,7 @@ engine reads the tables while other slots change. A slot in use is moved between
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -26,7 +27,7 @@ from inference.lora.step import LoraPlan, Tables
 from inference.lora.vocabulary import RowsUse, SlotRows
 from inference.lora.weights import Layout, RowsPlace
 from inference.models.sites import SiteShape
-from kernels.segments import group_entries, group_rows
+from kernels.segments import Grouping, group_entries, group_rows
 from kernels.site import Affine, Site
 
 PART_BYTES = 2**20  # of a move, at least: larger parts cost a step time, smaller ones spend it on the tables
@@ -191,8 +192,7 @@ class Bank:
             np.repeat(slots, counts).astype(np.int32),
             np.repeat(weights, counts).astype(np.float32),
         )
-        grouping = group_entries(*entries)
-        assert grouping is not None
+        grouping, logit_grouping = self._group(*entries, logit_rows=logit_rows, num_rows=int(lengths.sum()))
         own_rows = tuple(
             RowsUse(own, np.flatnonzero(np.bincount(entries[0][entries[1] == slot])))
             for slot in sorted({int(slot) for slot in slots} & self._own_rows.keys())
@@ -201,12 +201,37 @@ class Bank:
         return LoraPlan(
             Tables(self._arena, self._sites, self._affines),
             grouping,
-            grouping if logit_rows is None else group_rows(*entries, wanted=logit_rows, num_rows=int(lengths.sum())),
+            logit_grouping,
             max_ranks=tuple(self._rank_sums[slots].max(axis=0).tolist()),
             has_vectors=tuple(self._has_vectors[slots].any(axis=0).tolist()),
             own_rows=own_rows,
             logit_own_rows=own_rows if logit_rows is None else tuple(use.of_logits(logit_rows) for use in own_rows),
         )
+
+    def _group(
+        self,
+        rows: NDArray[np.int32],
+        slots: NDArray[np.int32],
+        weights: NDArray[np.float32],
+        *,
+        logit_rows: NDArray[np.int64] | None,
+        num_rows: int,
+    ) -> tuple[Grouping, Grouping | None]:
+        """The entries of all rows, and of those whose logits are wanted.
+
+        A row's adapters are added up in the order of their digests: its bits do not depend on where they lie.
+        """
+        used = np.unique(slots).tolist()
+        order = np.array(sorted(used, key=lambda slot: (self.owners[slot] or "", slot)), np.int32)
+        place = np.zeros(used[-1] + 1, np.int32)
+        place[order] = np.arange(order.size, dtype=np.int32)
+        found = group_entries(rows, place[slots], weights)
+        assert found is not None
+        grouping = dataclasses.replace(found, slots=order[found.slots])
+        if logit_rows is None:
+            return grouping, grouping
+        wanted = group_rows(rows, place[slots], weights, wanted=logit_rows, num_rows=num_rows)
+        return grouping, None if wanted is None else dataclasses.replace(wanted, slots=order[wanted.slots])
 
     def _check_contents(self, slots: Sequence[int]) -> None:
         """Asserts that the tables of these slots lead to the bytes that were written for them."""

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from inference.errors import InvalidRequest
 from inference.models.sites import SiteShape
 
+# Rows of every product of a TiledLinear: what one tile register of AMX holds, and little to waste on a single row.
+ROW_TILE = 16
 PACKED_FOR_ROWS = 32  # fits 1 to 1024 rows within noise; a layout asked for 1 row is 1.5 times slower at 32
 
 
 class LoraBatch(Protocol):
     """The adapters of one batch, by row."""
+
+    def merged(self, site_index: int) -> Callable[[Tensor], Tensor] | None:
+        """What takes the place of the base model's product and its adapters at one site, if one adapter is merged."""
 
     def add(self, site_index: int, x: Tensor, y: Tensor) -> None:
         """y [T, D_out] += each row's adapters applied to x [T, D_in], at one site. Mutates: y."""
@@ -57,7 +65,40 @@ class PackedLinear:
         if self._is_packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return y
-        return torch.nn.functional.linear(x, self._weight, self._bias)
+        return functional.linear(x, self._weight, self._bias)
+
+
+class TiledLinear(PackedLinear):
+    """The same product, whose rows are the same bits whatever other rows are computed with them.
+
+    How a product is summed may depend on its number of rows, so all of them have ROW_TILE; see `in_tiles`. Raises
+    InvalidRequest where a row's bits depend on its place even so.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        row = torch.linspace(-1.0, 1.0, self.in_features).to(weight)
+        rows = super().__call__(row.repeat(ROW_TILE, 1))
+        if not torch.equal(rows, rows[:1].expand_as(rows)):
+            raise InvalidRequest(
+                f"deterministic: expected equal rows of a product [{self.out_features}, {self.in_features}] on this "
+                "processor, found rows that depend on their place",
+                field="deterministic",
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return in_tiles(super().__call__, x)
+
+
+def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """product(x) in tiles of ROW_TILE rows, the last one padded with zeros.
+
+    Shapes: x [T, D_in], the product [T', D_out] for T' rows; returns a new [T, D_out].
+    """
+    count = x.shape[0]
+    padded = functional.pad(x, (0, 0, 0, -count % ROW_TILE))
+    tiles = [product(tile) for tile in torch.split(padded, ROW_TILE)]
+    return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:count]
 
 
 class LoraLinear:
@@ -69,9 +110,12 @@ class LoraLinear:
         self._site_index = site_index
 
     def __call__(self, x: Tensor, lora: LoraBatch | None) -> Tensor:
+        if lora is None:
+            return self._linear(x)
+        if (merged := lora.merged(self._site_index)) is not None:
+            return merged(x)
         y = self._linear(x)
-        if lora is not None:
-            lora.add(self._site_index, x, y)
+        lora.add(self._site_index, x, y)
         return y
 
 

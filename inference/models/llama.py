@@ -56,12 +56,15 @@ class Llama:
         self._angles = RotaryAngles(config.rope, head_dim=config.head_dim, dtype=dtype, device=device)
 
     @classmethod
-    def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu") -> Llama:
+    def load(
+        cls, folder: Path, dtype: str = "auto", device: str = "cpu", *, linear: type[PackedLinear] = PackedLinear
+    ) -> Llama:
         """Read a Hugging Face folder and pack its weights. Raises BaseModelRefused with every reason."""
         config = read_config(folder)
         target = torch.device(device)
         precision = choose_precision(dtype, published=config.dtype, device=target)
-        weights = load_weights(Checkpoint(folder, config), config, dtype=precision.dtype, device=target)
+        checkpoint = Checkpoint(folder, config)
+        weights = load_weights(checkpoint, config, dtype=precision.dtype, device=target, make_linear=linear)
         log.info("%s runs in %s because %s", folder, precision.dtype, precision.reason)
         return cls(config, weights, dtype=precision.dtype, device=target)
 
@@ -196,7 +199,14 @@ def _ends(config: ModelConfig) -> Ends:
     return Ends(first, first + 1, first + 2)
 
 
-def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> Weights:
+def load_weights(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    make_linear: type[PackedLinear],
+) -> Weights:
     """Fuse, convert and pack, one projection at a time, so that at most one is in memory both plain and packed."""
 
     def tensor(name: str) -> Tensor:
@@ -207,7 +217,7 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dt
         modules, has_bias = [part.module for part in shape.parts], shape.parts[0].has_bias
         weight = checkpoint.take_fused([f"{module}.weight" for module in modules], dtype).to(device)
         bias = checkpoint.take_fused([f"{module}.bias" for module in modules], dtype).to(device) if has_bias else None
-        return LoraLinear(PackedLinear(weight, bias), site_index=index, shape=shape)
+        return LoraLinear(make_linear(weight, bias), site_index=index, shape=shape)
 
     def norm(name: str, index: int) -> LoraNorm:
         return LoraNorm(tensor(f"{name}.weight"), config.rms_norm_eps, site_index=index)
@@ -231,6 +241,6 @@ def load_weights(checkpoint: Checkpoint, config: ModelConfig, *, dtype: torch.dt
             )
         )
     embedding = tensor("model.embed_tokens.weight")
-    head = PackedLinear(embedding if config.has_tied_head else tensor("lm_head.weight"))
+    head = make_linear(embedding if config.has_tied_head else tensor("lm_head.weight"))
     adapted_head = LoraHead(head, site_index=ends.head, shape=shapes[ends.head])
     return Weights(embedding, tuple(layers), norm("model.norm", ends.norm), adapted_head)

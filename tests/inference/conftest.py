@@ -61,6 +61,7 @@ TINY_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama with one key head": ("llama", {"num_key_value_heads": 1}),
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama with wide heads": ("llama", {"head_dim": 16}),
+    "llama with a wide middle": ("llama", {"head_dim": 16, "intermediate_size": 1536}),
     "llama with llama3 rope": ("llama", {"rope_parameters": LLAMA3_ROPE}),
     "llama with linear rope": (
         "llama",

@@ -18,3 +18,18 @@ async def test_cuda_on_a_machine_without_it_is_refused_before_the_model_is_read(
     with pytest.raises(InvalidRequest, match=r"device: expected a CUDA device and its driver, torch .* finds none"):
         async with open_core(settings):
             pass
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"device": "cuda"}, "deterministic: expected the device cpu, found cuda"),
+        ({}, "deterministic: expected heads of a multiple of 16 features, found 8"),
+    ],
+)
+async def test_determinism_is_refused_where_it_cannot_be_had(monkeypatch, tiny_served_dir, fields, message):
+    monkeypatch.setattr("inference.app._device", lambda settings: torch.device(settings.device))
+    settings = Settings(model=tiny_served_dir, deterministic=True, **fields)
+    with pytest.raises(InvalidRequest, match=message):
+        async with open_core(settings):
+            pass

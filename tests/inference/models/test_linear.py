@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inference.errors import InvalidRequest
 from inference.models import linear
-from inference.models.linear import LoraLinear, PackedLinear
+from inference.models.linear import LoraLinear, PackedLinear, TiledLinear
 from inference.models.sites import SitePart, SiteShape
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative to outputs of order 1, by bits of the mantissa
@@ -47,3 +48,21 @@ def test_adapters_are_added_to_the_product_at_their_site():
     layer = LoraLinear(plain, site_index=5, shape=SiteShape("o", 4, (SitePart("o_proj", 8),)))
     assert torch.equal(layer(x, None), plain(x))
     torch.testing.assert_close(layer(x, AddsItsSite()), plain(x) + 5 * x.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tiled_product_gives_a_row_the_same_bits_in_any_company(dtype):
+    torch.manual_seed(3)
+    layer = TiledLinear(torch.randn(24, 1536, dtype=dtype), torch.randn(24, dtype=dtype))  # long sums are split by rows
+    x = torch.randn(70, 1536, dtype=dtype)
+    y = layer(x)
+    plain = PackedLinear(layer._weight.to_dense() if layer._is_packed else layer._weight, layer._bias)(x)
+    torch.testing.assert_close(y, plain, rtol=TOLERANCES[dtype], atol=40 * TOLERANCES[dtype])
+    for first, last in [(0, 1), (5, 7), (0, 16), (3, 19), (1, 70), (69, 70)]:
+        assert torch.equal(layer(x[first:last]), y[first:last])
+
+
+def test_a_processor_whose_rows_depend_on_their_place_is_refused(monkeypatch):
+    monkeypatch.setattr(PackedLinear, "__call__", lambda self, x: x + torch.arange(x.shape[0])[:, None])
+    with pytest.raises(InvalidRequest, match="expected equal rows of a product"):
+        TiledLinear(torch.ones(8, 8))
