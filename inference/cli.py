@@ -105,6 +105,7 @@ def _server_options(command: Any) -> Any:
 @click.option(
     "--host-cache", metavar="SIZE", help="Host memory for adapters to load again; 0 for none.  [default: 1GiB]"
 )
+@click.option("--disk-cache", metavar="SIZE", help="Disk for adapter files.  [default: 16GiB]")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
 @click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
 @click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")

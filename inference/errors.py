@@ -12,6 +12,7 @@ InferenceError
 ├── AdapterLoadFailed         FAILED_PRECONDITION   refused or unreadable, with every reason
 ├── AdapterTooLarge           RESOURCE_EXHAUSTED    larger than all memory for adapters
 ├── AdapterMemoryFull         RESOURCE_EXHAUSTED    everything in memory is in use
+├── DiskCacheFull             RESOURCE_EXHAUSTED    loads keep all of the disk cache
 ├── AdapterLoading            UNAVAILABLE           on its way to memory; come back
 ├── QueueFull                 RESOURCE_EXHAUSTED
 ├── TenantRateExceeded        RESOURCE_EXHAUSTED    more tokens a second than its tenant may have; says when to retry
@@ -109,6 +110,12 @@ class AdapterMemoryFull(InferenceError):
     """Every adapter in memory is in use by a request or pinned."""
 
     code, reason = "RESOURCE_EXHAUSTED", "ADAPTER_MEMORY_FULL"
+
+
+class DiskCacheFull(InferenceError):
+    """Everything in the disk cache is being loaded."""
+
+    code, reason = "RESOURCE_EXHAUSTED", "DISK_CACHE_FULL"
 
 
 class AdapterLoading(InferenceError):

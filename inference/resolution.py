@@ -53,6 +53,7 @@ class Resolution:
     table: Table
     client: RegistryClient | None
     registry: RegistryResolver | None
+    cache: FileCache
     scratch: Path
     """A folder that lives as long as the worker."""
 
@@ -70,7 +71,13 @@ async def open_resolution(settings: Settings, digest: str, stack: contextlib.Asy
         client = RegistryClient(channel)
         table = await asyncio.to_thread(Table.load, state / STATE_FILE)
     origins = Origins(client.read_blob if client is not None else None)
-    cache = FileCache(state / "adapters", origins.read)
+    cache = await asyncio.to_thread(
+        FileCache,
+        state / "adapters",
+        origins.read,
+        capacity_bytes=settings.disk_cache,
+        wanted=lambda: {version.digest for version in table.wanted()},
+    )
     registry = RegistryResolver(client, table, cache, base_model_digest=digest) if client is not None else None
     scratch = stack.enter_context(open_scratch(state / "scratch"))
     intake = Intake(cache, origins, scratch)
@@ -102,4 +109,4 @@ async def open_resolution(settings: Settings, digest: str, stack: contextlib.Asy
         settings.resolvers, base_model_name=name, base_model_digest=digest, folder=state / "resolvers"
     )
     links |= {f"plug-in {plugin}": resolver for plugin, resolver in plugins.items()}
-    return Resolution(ResolverChain(links, base_model_digest=digest), pushed, table, client, registry, scratch)
+    return Resolution(ResolverChain(links, base_model_digest=digest), pushed, table, client, registry, cache, scratch)

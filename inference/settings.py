@@ -66,6 +66,8 @@ class Settings:
     host_cache: int = 2**30
     """Adapters kept in host memory, ready to be copied to `adapter_memory`; 0 means none. On a CPU both are the same
     kind of memory: it saves a load the file's hash and conversion. It is taken as adapters come, not at the start."""
+    disk_cache: int = 16 * 2**30
+    """Verified adapter files in `state_dir`; beyond it the least recently used leave."""
     kv_memory: int = 512 * 2**20
     max_context: int = 0
     """Tokens of prompt and answer together; 0 means the model's own limit."""
@@ -148,7 +150,7 @@ _PATHS = frozenset(
         "hub_token_file", "tenants",
     }
 )  # fmt: skip
-_BYTES = frozenset({"adapter_memory", "host_cache", "kv_memory", "push_bytes"})
+_BYTES = frozenset({"adapter_memory", "host_cache", "disk_cache", "kv_memory", "push_bytes"})
 _COUNTS = frozenset(
     {"threads", "max_context", "max_batch", "max_batch_adapters", "step_tokens", "max_queue", "max_queue_tokens"}
 )

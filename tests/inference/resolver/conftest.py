@@ -40,4 +40,4 @@ def intake(tmp_path: Path) -> Intake:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     origins = Origins()
-    return Intake(FileCache(tmp_path / "cache", origins.read), origins, scratch)
+    return Intake(FileCache(tmp_path / "cache", origins.read, capacity_bytes=2**30), origins, scratch)

@@ -53,7 +53,7 @@ class Registry:
 
 def make_resolver(folder: Path, answer: Version | Exception, table: Table | None = None) -> tuple[Any, Registry]:
     registry = Registry(answer)
-    cache = FileCache(folder, registry.read_blob)
+    cache = FileCache(folder, registry.read_blob, capacity_bytes=2**20)
     client: Any = registry
     return RegistryResolver(client, table or Table(), cache, base_model_digest=OURS), registry
 
