@@ -25,7 +25,7 @@ from inference import messages
 from inference.adapters import AdapterDesk
 from inference.answer import Answer
 from inference.engine.engine import Engine
-from inference.engine.request import Finished, Request, SlotUse, Token
+from inference.engine.request import MAX_TENANT_CHARS, Finished, Request, SlotUse, Token
 from inference.errors import InvalidRequest
 from inference.identity import ModelIdentity
 from inference.lora.loader import Lease, check_composition
@@ -96,7 +96,7 @@ class Generation:
             ),
             arrival_s=arrival_s,
             answers=asked.candidates,
-            tenant=asked.tenant,
+            tenant=asked.tenant or _line(served),
             priority=asked.priority,
             constraints=asked.constraints,
         )
@@ -230,6 +230,11 @@ class Generation:
 def _prompt(reader: RequestReader, asked: Asked, stream: Stream) -> pb.GenerateResponse:
     text = reader.prompt_text(asked) if asked.has_echo else ""
     return messages.prompt(asked.prompt_ids, text, stream.prompt_scores)
+
+
+def _line(served: Sequence[pb.ServedAdapter]) -> str:
+    """The tenant of a request that names none: its adapters, whatever their versions."""
+    return "+".join(sorted(one.adapter or one.digest for one in served))[:MAX_TENANT_CHARS]
 
 
 def _release(leases: Iterable[Lease]) -> None:

@@ -116,14 +116,14 @@ async def test_sigterm_lets_running_answers_finish(system: Any, e2e: Any) -> Non
     await system.worker.start()
 
 
-async def test_a_worker_without_a_registry_serves_folders_and_tells_what_outlasts_its_drain(
+async def test_a_worker_without_a_registry_serves_folders_and_tells_what_waits_or_outlasts_its_drain(
     e2e: Any, base_model_dir: Path, adapters_dir: Path, tmp_path: Path
 ) -> None:
     worker = e2e.Program(
         "worker",
         [
             *("inference", "serve", "--model", str(base_model_dir), "--adapter", f"pirate={adapters_dir / 'pirate'}"),
-            *("--state-dir", str(tmp_path), "--drain-s", "0.2"),
+            *("--state-dir", str(tmp_path), "--drain-s", "0.2", "--max-batch", "1"),
         ],
         tmp_path / "worker.log",
     )
@@ -140,10 +140,19 @@ async def test_a_worker_without_a_registry_serves_folders_and_tells_what_outlast
         request = e2e.ask("A long story.", "pirate", max_tokens=4000, ignore_eos=True)
         stream = asyncio.create_task(e2e.generate(stub, request, lambda _: began.set()))
         await began.wait()
+        waiting = asyncio.create_task(e2e.generate(stub, e2e.ask("Hello!")))
+
+        async def is_queued() -> bool:
+            return bool((await stub.GetWorker(pb.GetWorkerRequest(), timeout=10)).waiting)
+
+        await e2e.until(is_queued, "the second request to wait for the only row")
         await worker.stop()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stream
-        assert type(from_rpc_error(caught.value, InferenceError)) is Draining
+        for ended in (waiting, stream):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ended
+            error = from_rpc_error(caught.value, InferenceError)
+            assert type(error) is Draining
+            assert error.retry_after_s is not None
 
 
 async def _read_to_the_end(call: Any) -> None:
