@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.lora.extents import Extent
+from inference.lora.merging import Merged
 from inference.lora.ordering import ordering_of
 from inference.lora.slots import MAX_SLOTS
 from inference.lora.step import LoraPlan, Tables
@@ -67,6 +68,7 @@ class Bank:
         self._rank_sums = np.zeros((max_slots, len(sites)), np.int32)  # of a slot's parts at a site
         self._has_vectors = np.zeros((max_slots, len(sites)), np.bool_)
         self._own_rows: dict[int, tuple[SlotRows, ...]] = {}  # of the slots that have any
+        self._merged: Merged | None = None
         self._layouts: dict[int, Layout] = {}
         self._begins: dict[int, int] = {}  # where each slot's slab begins in the arena, in elements
         self._is_checked = is_checked
@@ -153,6 +155,10 @@ class Bank:
         """On the engine's thread, when a step is queued, even if it failed: what it reads is not overwritten yet."""
         self._ordering.mark_step()
 
+    def merge(self, merged: Merged | None) -> None:
+        """Between steps: the adapter whose merged layers steps may use from now on that are all for it."""
+        self._merged = merged
+
     def publish(self, slot: int, digest: str) -> None:
         """From here on the slot may be used, by requests for this digest."""
         if self._is_checked:
@@ -198,7 +204,7 @@ class Bank:
             for slot in sorted({int(slot) for slot in slots} & self._own_rows.keys())
             for own in self._own_rows[slot]
         )
-        return LoraPlan(
+        plan = LoraPlan(
             Tables(self._arena, self._sites, self._affines),
             grouping,
             logit_grouping,
@@ -206,6 +212,15 @@ class Bank:
             has_vectors=tuple(self._has_vectors[slots].any(axis=0).tolist()),
             own_rows=own_rows,
             logit_own_rows=own_rows if logit_rows is None else tuple(use.of_logits(logit_rows) for use in own_rows),
+        )
+        if self._merged is not None and self._is_all_for(self._merged, chunks):
+            return plan.with_merged(self._merged)
+        return plan
+
+    def _is_all_for(self, merged: Merged, chunks: Sequence[tuple[int, Sequence[tuple[int, float]]]]) -> bool:
+        """Whether every row uses the merged adapter, alone and at the weight 1."""
+        return all(
+            len(pairs) == 1 and pairs[0][1] == 1.0 and self.owners[pairs[0][0]] == merged.digest for _, pairs in chunks
         )
 
     def _group(

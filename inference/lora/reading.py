@@ -21,6 +21,7 @@ from adapter.plan import MAX_RANK, plan
 from adapter.values import describe_non_finite, non_finite_tensors
 from inference.errors import AdapterLoadFailed
 from inference.lora.base import BaseWeights
+from inference.lora.merging import Linear, Merged, merged_weights
 from inference.lora.rows import find_rows
 from inference.lora.weights import Layout, lay_out, read_slab
 from inference.models.sites import SiteShape
@@ -116,6 +117,25 @@ class Reader:
         layout = replace(layout, places=(), norms=())
         vocab_size = next((one.vocab_size for one in rows), None)
         return Weights(slab, layout, Traits(planned.rank, planned.is_composable and not rows, vocab_size))
+
+    def merge(self, files: AdapterFiles, pack: Callable[[Tensor, Tensor | None], Linear]) -> Merged:
+        """An adapter merged into the base model's layers, for minutes where the model is large.
+
+        `pack` makes of a weight [D_out, D_in] and a bias what multiplies by it. Raises AdapterLoadFailed.
+        """
+        assert files.folder is not None, f"expected files, because {files.digest} is to be read"
+        weights = files.folder / WEIGHTS_FILE
+        try:
+            _check_manifest(files.manifest, manifest_of_adapter(files.folder))
+            header = with_known_names(read_header(weights))
+            planned = plan(read_config(files.folder / CONFIG_FILE), header, self._modules, max_rank=self._max_rank)
+            linears, num_bytes = {}, 0
+            for one in merged_weights(weights, header, planned, self._sites, base=self._base):
+                num_bytes += one.weight.numel() * one.weight.itemsize
+                linears[one.site_index] = pack(one.weight, one.bias)
+        except AdapterRefused as refused:
+            raise AdapterLoadFailed(str(refused), reasons=refused.reasons) from refused
+        return Merged(files.digest, linears, num_bytes)
 
 
 def _check_manifest(expected: Manifest, found: Manifest) -> None:

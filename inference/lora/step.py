@@ -8,8 +8,8 @@ Knows the arena's tables and a batch; writes neither.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import kernels
+from inference.lora.merging import Linear, Merged
 from inference.lora.vocabulary import RowsUse, replace_embedded, replace_logits
 from kernels.segments import Grouping, Segments
 from kernels.site import Affine, Site
@@ -42,7 +43,8 @@ class LoraPlan:
     an entry, and the same object as `grouping` where all rows are wanted. max_ranks: for each site the largest sum of
     ranks among the slots of the step, 0 where none of them acts. has_vectors: for each site whether any of them has
     gains or shifts there. own_rows, logit_own_rows: the slots with rows of their own of the embedding or the head, and
-    whose they are, in the numbers of either grouping.
+    whose they are, in the numbers of either grouping. merged: the adapter that all rows use, if it is merged; what it
+    merges counts neither as ranks nor as vectors.
     """
 
     tables: Tables
@@ -52,6 +54,7 @@ class LoraPlan:
     has_vectors: tuple[bool, ...]
     own_rows: tuple[RowsUse, ...] = ()
     logit_own_rows: tuple[RowsUse, ...] = ()
+    merged: Merged | None = None
 
     @property
     def is_capturable(self) -> bool:
@@ -82,6 +85,7 @@ class LoraPlan:
             self.has_vectors,
             self.own_rows,
             self.logit_own_rows,
+            {} if self.merged is None else self.merged.linears,
         )
 
     def send(self, device: torch.device | str) -> LoraStep:
@@ -99,10 +103,20 @@ class LoraPlan:
             self, grouping=grouping, logit_grouping=grouping, max_ranks=tuple(map(_rounded_rank, self.max_ranks))
         )
 
+    def with_merged(self, merged: Merged) -> LoraPlan:
+        """The same where all rows use the merged adapter, alone and at the weight 1."""
+        return dataclasses.replace(
+            self,
+            merged=merged,
+            max_ranks=tuple(0 if site in merged.linears else rank for site, rank in enumerate(self.max_ranks)),
+            has_vectors=tuple(has and site not in merged.linears for site, has in enumerate(self.has_vectors)),
+        )
+
     @property
     def key(self) -> tuple[object, ...]:
         """What a captured step has of its plan for good, beside the shapes of the arrays."""
-        return self.grouping.is_composed, self.max_ranks, self.has_vectors
+        number = 0 if self.merged is None else self.merged.number
+        return self.grouping.is_composed, self.max_ranks, self.has_vectors, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +130,11 @@ class LoraStep:
     has_vectors: tuple[bool, ...]
     own_rows: tuple[RowsUse, ...] = ()
     logit_own_rows: tuple[RowsUse, ...] = ()
+    linears: Mapping[int, Linear] = field(default_factory=dict)
+
+    def merged(self, site_index: int) -> Linear | None:
+        """What takes the place of the base model's product and its adapters at one site, if one adapter is merged."""
+        return self.linears.get(site_index)
 
     def add(self, site_index: int, x: Tensor, y: Tensor) -> None:
         """y [T, D_out] += each row's adapters applied to x [T, D_in]. Mutates: y."""

@@ -55,6 +55,9 @@ class OneAdapter:
     def add_tokens(self, site_index, token_ids, y):
         assert not self.sites[site_index].ranks.any(), "expected no adapter on the embedding"
 
+    def merged(self, site_index):
+        return None
+
     def has_whole_rows(self, site_index, num_rows):
         return False
 
