@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from inference.calling import Worker, server_options, to_json
+from inference.commands.generate import generate
 from rpc.errors import DomainError
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ EXIT_CODES = {
     "UNAUTHENTICATED": 6,
     "PERMISSION_DENIED": 6,
 }
-DEFAULT_SERVER = "127.0.0.1:7200"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -62,17 +63,6 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         sys.stderr.close()
-
-
-def _server_options(command: Any) -> Any:
-    for option in (
-        click.option("--server", envvar="LORAPLEX_WORKER", default=DEFAULT_SERVER, show_default=True, help="Worker."),
-        click.option("--token-file", type=click.Path(path_type=Path), help="Holds the bearer token to show."),
-        click.option("--ca", type=click.Path(path_type=Path), help="CA of the worker's certificate; turns TLS on."),
-        click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print."),
-    ):
-        command = option(command)
-    return command
 
 
 @cli.command()
@@ -141,52 +131,11 @@ def serve(verbose: bool, **flags: Any) -> None:
     asyncio.run(run(settings))
 
 
-@cli.command()
-@click.argument("prompt")
-@click.option("--adapter", "adapters", multiple=True, metavar="REF[=WEIGHT]", help="NAME, NAME@ALIAS, NAME:NUMBER …")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
-@click.option("--system", help="A system message for the chat template.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--temperature", type=float, help="0 is greedy.  [default: 0]")
-@click.option("--top-p", type=float)
-@click.option("--top-k", type=int)
-@click.option("--min-p", type=float)
-@click.option("--typical-p", type=float)
-@click.option("--repetition-penalty", type=float, help="Divides the logits of tokens seen.  [default: 1]")
-@click.option("--presence-penalty", type=float, help="Taken from the logits of tokens answered.  [default: 0]")
-@click.option("--frequency-penalty", type=float, help="Taken once for each time that one was answered.  [default: 0]")
-@click.option("--min-tokens", type=click.IntRange(min=0), default=0, help="Do not stop at an end token before these.")
-@click.option("--seed", type=int, help="Makes a sampled answer repeatable.")
-@click.option("--stop", multiple=True, help="End before this string; repeatable.")
-@click.option("--ignore-eos", is_flag=True, help="Do not stop at the model's end token.")
-@click.option("--logprobs", type=int, help="Print log-probabilities and this many alternatives (with -o json).")
-@click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for the whole answer.")
-@_server_options
-def generate(server: str, token_file: Path | None, ca: Path | None, output: str, timeout: float, **flags: Any) -> None:
-    """Stream an answer to PROMPT. With -o json one line for each message of the stream."""
-    request = _generate_request(**flags)
-
-    async def go(stub: pb_grpc.InferenceServiceAsyncStub) -> None:
-        async for message in stub.Generate(request, timeout=timeout):
-            if output == "json":
-                click.echo(_to_json(message))
-            elif message.HasField("started"):
-                served = [f"{use.adapter}:{use.version} {use.digest[:19]}" for use in message.started.adapters]
-                click.secho(f"[{' + '.join(served) or message.started.base_model}]", dim=True, err=True)
-            elif message.HasField("chunk"):
-                click.echo(message.chunk.text, nl=False)
-            else:
-                click.echo()
-                done = message.finished
-                seconds = done.timings.total.ToNanoseconds() / 1e9
-                rate = done.output_tokens / seconds if seconds else 0.0
-                click.secho(f"[{done.output_tokens} tokens, {rate:.0f} tokens/s]", dim=True, err=True)
-
-    _call(server, token_file, ca, go)
+cli.add_command(generate)
 
 
 @cli.command()
-@_server_options
+@server_options
 def models(server: str, token_file: Path | None, ca: Path | None, output: str) -> None:
     """List the base model and the adapters that a worker knows."""
     from loraplex.inference.v1 import inference_service_pb2 as pb
@@ -201,9 +150,9 @@ def models(server: str, token_file: Path | None, ca: Path | None, output: str) -
             if not token:
                 return found
 
-    found = _call(server, token_file, ca, go)
+    found = Worker(server, token_file, ca).call(go)
     if output == "json":
-        click.echo(json.dumps([json.loads(_to_json(model)) for model in found], indent=2))
+        click.echo(json.dumps([json.loads(to_json(model)) for model in found], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -221,7 +170,7 @@ def models(server: str, token_file: Path | None, ca: Path | None, output: str) -
 
 
 @cli.command()
-@_server_options
+@server_options
 def worker(server: str, token_file: Path | None, ca: Path | None, output: str) -> None:
     """Show what a worker runs and how busy it is."""
     from loraplex.inference.v1 import inference_service_pb2 as pb
@@ -229,65 +178,11 @@ def worker(server: str, token_file: Path | None, ca: Path | None, output: str) -
     async def go(stub: pb_grpc.InferenceServiceAsyncStub) -> pb.GetWorkerResponse:
         return await stub.GetWorker(pb.GetWorkerRequest(), timeout=10)
 
-    answer = _call(server, token_file, ca, go)
+    answer = Worker(server, token_file, ca).call(go)
     if output == "json":
-        click.echo(_to_json(answer, indent=2))
+        click.echo(to_json(answer, indent=2))
         return
     width = max(len(field.name) for field in answer.DESCRIPTOR.fields)
     for field in answer.DESCRIPTOR.fields:
         value = getattr(answer, field.name)
         click.echo(f"{field.name:<{width}}  {value.ToJsonString() if field.name == 'start_time' else value}")
-
-
-def _generate_request(
-    *, prompt: str, adapters: tuple[str, ...], raw: bool, system: str | None, max_tokens: int, min_tokens: int,
-    stop: tuple[str, ...], ignore_eos: bool, logprobs: int | None, **sampling: Any,
-) -> pb.GenerateRequest:  # fmt: skip
-    from loraplex.inference.v1 import inference_service_pb2 as pb
-
-    request = pb.GenerateRequest(
-        sampling=pb.SamplingParams(**{name: value for name, value in sampling.items() if value is not None}),
-        stop=pb.StopConditions(max_tokens=max_tokens, strings=stop, ignore_eos=ignore_eos, min_tokens=min_tokens),
-        logprobs=logprobs,
-    )
-    for item in adapters:
-        reference, separator, weight = item.partition("=")
-        try:
-            request.adapters.add(reference=reference, weight=float(weight) if separator else None)
-        except ValueError as error:
-            raise click.BadParameter(f"expected REF or REF=WEIGHT, found {item!r}", param_hint="--adapter") from error
-    if raw:
-        request.text = prompt
-    else:
-        if system:
-            request.chat.messages.add(role="system", content=system)
-        request.chat.messages.add(role="user", content=prompt)
-    return request
-
-
-def _call(server: str, token_file: Path | None, ca: Path | None, go: Any) -> Any:
-    """Runs `go(stub)` against a worker; its status becomes an error of our tree."""
-    import grpc
-
-    from inference.errors import InferenceError
-    from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
-    from rpc.channel import connect
-    from rpc.security import ClientSecurity, read_secret
-    from rpc.status import from_rpc_error
-
-    security = ClientSecurity(ca=ca, token=read_secret(token_file) if token_file else "")
-
-    async def call() -> Any:
-        async with connect(server, security=security) as channel:
-            try:
-                return await go(pb_grpc.InferenceServiceStub(channel))
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error, InferenceError) from error
-
-    return asyncio.run(call())
-
-
-def _to_json(message: Any, indent: int | None = None) -> str:
-    from google.protobuf.json_format import MessageToJson
-
-    return MessageToJson(message, preserving_proto_field_name=True, indent=indent)

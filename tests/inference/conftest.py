@@ -254,6 +254,7 @@ class OpenWorker:
     core: Core
     service: InferenceService
     stub: pb_grpc.InferenceServiceAsyncStub
+    address: str
 
     async def generate(self, prompt: Sequence[int], *adapters: str, max_tokens: int = 8, **fields: Any) -> list[Any]:
         """Every message of a greedy answer."""
@@ -293,8 +294,9 @@ def open_worker(tiny_served_dir: Path, tmp_path: Path) -> Callable[..., Abstract
             door = Service(descriptor, pb_grpc.add_InferenceServiceServicer_to_server, service)
             server = Server([door], listen=changed.listen, security=Security())
             await server.start()
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-                yield OpenWorker(core, service, pb_grpc.InferenceServiceStub(channel))
+            address = f"127.0.0.1:{server.port}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield OpenWorker(core, service, pb_grpc.InferenceServiceStub(channel), address)
             await server.drain(0)
 
     return start
