@@ -15,7 +15,6 @@ from inference.commands.generate import Printer, generate, make_request
 from inference.errors import GuideRefused, InvalidRequest
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
-
 CALL = {"id": "1", "function": {"name": "b", "arguments": {"z": 1, "a": 2}}}
 
 
@@ -57,11 +56,11 @@ def test_every_flag_reaches_the_request(tmp_path: Any) -> None:
     request = request_of(
         "Hello", "--system", "Be brief.", "--messages", str(tmp_path / "messages"), "--tool", str(tmp_path / "tool"),
         "--template-arguments", '{"bold": true}', "--adapter", "sql", "--adapter", "a@b=0.5", "-n", "2",
-        "--best-of", "3", "--max-tokens", "9", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "4", "--min-p", "0.25",
-        "--typical-p", "0.75", "--repetition-penalty", "1.5", "--presence-penalty", "0.5", 
-        "--frequency-penalty", "-0.5", "--logit-bias", "7=2.5", "--bad-word", "x", "--bad-word", " y", "--seed", str(2**64 - 1), "--regex", "a+",
-        "--stop", "end", "--stop-token", "5", "--min-tokens", "2", "--echo", "--logprobs", "1",
-        "--prompt-logprobs", "0", "--priority", "-3", "--tenant", "acme",
+        "--best-of", "3", "--max-tokens", "9", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "4",
+        "--min-p", "0.25", "--typical-p", "0.75", "--repetition-penalty", "1.5", "--presence-penalty", "0.5",
+        "--frequency-penalty", "-0.5", "--logit-bias", "7=2.5", "--bad-word", "x", "--bad-word", " y",
+        "--seed", str(2**64 - 1), "--regex", "a+", "--stop", "end", "--stop-token", "5", "--min-tokens", "2",
+        "--echo", "--logprobs", "1", "--prompt-logprobs", "0", "--priority", "-3", "--tenant", "acme",
     )  # fmt: skip
     expected = pb.GenerateRequest(
         chat=pb.Chat(
