@@ -39,7 +39,11 @@ Reach = Callable[[Grant, Any], None]
 
 
 def _nothing(grant: Grant, request: Any) -> None:
-    """Concerns no particular adapter, or only files that a caller can name by their digest."""
+    """Concerns no particular adapter."""
+
+
+def _filtered(grant: Grant, request: Any) -> None:
+    """Concerns every adapter, and the servicer answers with what the grant covers."""
 
 
 def _everything(grant: Grant, request: Any) -> None:  # noqa: ARG001 - as in Reach
@@ -103,10 +107,10 @@ RULES: dict[str, Rule] = {
     _REGISTRY + "ListBaseModels": Rule(Scope.READ),
     _REGISTRY + "FindMissingBlobs": Rule(Scope.REGISTER),
     _REGISTRY + "UploadBlob": Rule(Scope.REGISTER),
-    _REGISTRY + "ReadBlob": Rule(Scope.READ),
+    _REGISTRY + "ReadBlob": Rule(Scope.READ, _filtered),
     _REGISTRY + "RegisterAdapterVersion": Rule(Scope.REGISTER, _adapter),
     _REGISTRY + "GetAdapter": Rule(Scope.READ, _adapter),
-    _REGISTRY + "ListAdapters": Rule(Scope.READ, _everything),
+    _REGISTRY + "ListAdapters": Rule(Scope.READ, _filtered),
     _REGISTRY + "GetAdapterVersion": Rule(Scope.READ, _adapter),
     _REGISTRY + "ListAdapterVersions": Rule(Scope.READ, _adapter),
     _REGISTRY + "VerifyAdapterVersion": Rule(Scope.READ, _adapter),
@@ -129,9 +133,9 @@ RULES: dict[str, Rule] = {
     _SIGNING + "GetAliasPolicy": Rule(Scope.READ, _adapter),
     _UPKEEP + "CompactEvents": Rule(Scope.ADMIN),
     _UPKEEP + "CollectBlobs": Rule(Scope.ADMIN),
-    _WATCH + "Watch": Rule(Scope.WATCH, _everything),
+    _WATCH + "Watch": Rule(Scope.WATCH, _filtered),
     _WORKER + "ReportWorker": Rule(Scope.REPORT),
-    _WORKER + "ListWorkers": Rule(Scope.READ),
+    _WORKER + "ListWorkers": Rule(Scope.READ, _filtered),
     # The contract is public.
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(Scope.READ),
 }

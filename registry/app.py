@@ -42,7 +42,7 @@ from registry.spool import Spool
 from registry.store import Store
 from registry.store.compaction import Keep
 from registry.store.database import RETRY_AFTER_S, Database
-from registry.upkeep import keep_compacting
+from registry.upkeep import keep_up
 from registry.upkeep_service import UpkeepService
 from registry.watch import Watches
 from rpc.server import Service, serve
@@ -104,15 +104,15 @@ async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
             max_snapshots=max(1, settings.pool_size // 2),
         )
         keep = Keep(settings.keep_revisions, settings.keep_days * 86_400)
-        compacting = keep_compacting(store.compaction, keep, every_s=settings.compact_every_s)
-        await stack.enter_async_context(_running(compacting, "compaction"))
+        upkeep = keep_up(store, keep, every_s=settings.compact_every_s)
+        await stack.enter_async_context(_running(upkeep, "upkeep"))
         access = Access(settings.security, store.tokens, listener, client_grants=settings.client_grants)
         registration = Registration(store, blobs, Sources(settings.source_roots))
         services = _services(
             RegistryService(store, blobs, registration),
             WatchService(watches, access),
             WorkerService(store),
-            UpkeepService(store.compaction, keep, blobs, store.blob_uses),
+            UpkeepService(store, keep, blobs),
             SigningService(store.signing),
         )
         yield Registry(services, listener, access)

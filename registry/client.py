@@ -271,9 +271,9 @@ class RegistryClient:
         answer = await self._call(self._registry.GetAdapter, pb.GetAdapterRequest(adapter=name))
         return messages.read_adapter(answer.adapter)
 
-    async def list_adapters(self, *, base_model: str = "") -> list[Adapter]:
-        """All, or those of one base model, by name."""
-        request = pb.ListAdaptersRequest(base_model=base_model, page_size=PAGE_SIZE)
+    async def list_adapters(self, *, base_model: str = "", name_prefix: str = "") -> list[Adapter]:
+        """All that the caller may see, or those of one base model or with names that begin so, by name."""
+        request = pb.ListAdaptersRequest(base_model=base_model, name_prefix=name_prefix, page_size=PAGE_SIZE)
         pages = self._pages(self._registry.ListAdapters, request)
         return [messages.read_adapter(one) async for page in pages for one in page.adapters]
 
@@ -409,9 +409,9 @@ class RegistryClient:
         answer = await self._call(self._workers.ReportWorker, request)
         return int(answer.revision)
 
-    async def list_workers(self, *, base_model: str = "") -> list[Worker]:
-        """All workers, or those of one base model, by id; the lost ones too."""
-        request = worker_pb.ListWorkersRequest(base_model=base_model, page_size=PAGE_SIZE)
+    async def list_workers(self, *, base_model: str = "", adapter: str = "") -> list[Worker]:
+        """All workers, or those of one base model, by id; the lost ones too. `adapter` keeps what they say of it."""
+        request = worker_pb.ListWorkersRequest(base_model=base_model, adapter=adapter, page_size=PAGE_SIZE)
         pages = self._pages(self._workers.ListWorkers, request)
         return [messages.read_worker(one) async for page in pages for one in page.workers]
 

@@ -83,7 +83,7 @@ async def wait_until_served(
     give_up = time.monotonic() + timeout_s
     seen: list[WorkerStanding] | None = None
     while True:
-        now = standings(await client.list_workers(base_model=base_model), alias)
+        now = standings(await client.list_workers(base_model=base_model, adapter=alias.adapter), alias)
         if now != seen:
             on_change(now)
             seen = now

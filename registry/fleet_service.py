@@ -9,7 +9,7 @@ from loraplex.registry.v1 import worker_service_pb2 as worker_pb
 from loraplex.registry.v1.watch_service_pb2_grpc import WatchServiceServicer
 from loraplex.registry.v1.worker_service_pb2_grpc import WorkerServiceServicer
 from registry import messages
-from registry.access import Access
+from registry.access import Access, grant
 from registry.errors import InvalidRequest
 from registry.requests import MAX_ID_CHARS, check_text, read_page
 from registry.resources import WatchMessage
@@ -41,6 +41,7 @@ class WatchService(WatchServiceServicer):
             after=request.after_revision if request.HasField("after_revision") else None,
             store_id=request.store_id,
             base_model=request.base_model,
+            adapters=grant().adapters,
         )
 
 
@@ -67,7 +68,11 @@ class WorkerService(WorkerServiceServicer):
     async def ListWorkers(
         self, request: worker_pb.ListWorkersRequest, context: Context
     ) -> worker_pb.ListWorkersResponse:
-        found = await self._store.workers.list(read_page(request), base_model=request.base_model)
+        adapters = grant().adapters
+        if request.adapter:
+            grant().check_adapter(request.adapter)
+            adapters = frozenset({request.adapter})
+        found = await self._store.workers.list(read_page(request), base_model=request.base_model, adapters=adapters)
         return worker_pb.ListWorkersResponse(
             workers=[messages.write_worker(one) for one in found.page.items],
             next_page_token=found.page.next_token,

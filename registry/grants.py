@@ -1,14 +1,15 @@
 """What a caller may do: scopes, and limits to adapters and aliases. It knows no caller, no RPC and no database.
 
-    read       look at everything but the audit log and tokens, and fetch files
+    read       look at everything but the audit log and tokens, and fetch the files of versions
     register   add base models and versions, and upload files
     promote    move aliases that are not protected, retire versions and bring them back
     watch      follow the event stream
     report     say what a worker runs
     admin      all of these, protected aliases, tokens and the audit log
 
-A grant may be limited to some adapters: then it covers nothing that concerns others. It may name aliases: then these
-are the ones that it may move, and a protected alias is moved only by a grant that names it, or by an admin.
+A grant may be limited to some adapters: then it covers nothing that concerns others, and lists and watches leave them
+out. It may name aliases: then these are the ones that it may move, and a protected alias is moved only by a grant that
+names it, or by an admin.
 """
 
 from __future__ import annotations

@@ -232,6 +232,17 @@ class VersionUnretired:
 Happening = BaseModelCreated | VersionRegistered | AliasChanged | VersionRetired | VersionUnretired
 
 
+def adapter_of(happening: Happening) -> str | None:
+    """The adapter that it is about; None when it is about a base model."""
+    match happening:
+        case BaseModelCreated():
+            return None
+        case AliasChanged(alias):
+            return alias.adapter
+        case VersionRegistered(version) | VersionRetired(version) | VersionUnretired(version):
+            return version.adapter
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One change, at the revision that committed it."""

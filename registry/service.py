@@ -13,9 +13,10 @@ from adapter.manifest import MAX_FILES, Manifest
 from adapter.splits import FULL_WEIGHT
 from loraplex.registry.v1 import registry_service_pb2 as pb
 from registry import admin_messages, messages
+from registry.access import grant
 from registry.admin_service import AdminService, make_call
 from registry.blobs import CHUNK_BYTES, BlobStore
-from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet, RegistryError
+from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet, PermissionDenied, RegistryError
 from registry.registration import Registration
 from registry.requests import (
     MAX_PROVENANCE_BYTES,
@@ -115,6 +116,9 @@ class RegistryService(AdminService):
         return pb.UploadBlobResponse(digest=digest, existed=not stored)
 
     async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
+        adapters = grant().adapters
+        if adapters and not await self._store.blob_uses.is_of(check_digest(request.digest), adapters):
+            raise PermissionDenied(f"no version of the adapters that these rights are limited to has {request.digest}")
         async for chunk in self._blobs.read(request.digest, offset=request.offset_bytes):
             yield pb.ReadBlobResponse(chunk=chunk)
 
@@ -153,7 +157,12 @@ class RegistryService(AdminService):
         return pb.GetAdapterResponse(adapter=messages.write_adapter(await self._store.adapters.get(request.adapter)))
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
-        page = await self._store.adapters.list(read_page(request), base_model=request.base_model)
+        page = await self._store.adapters.list(
+            read_page(request),
+            base_model=request.base_model,
+            name_prefix=request.name_prefix,
+            names=grant().adapters,
+        )
         return pb.ListAdaptersResponse(
             adapters=[messages.write_adapter(one) for one in page.items], next_page_token=page.next_token
         )

@@ -11,8 +11,10 @@ from loraplex.registry.v1.upkeep_service_pb2_grpc import UpkeepServiceServicer
 from registry.blobs import BlobStore
 from registry.collection import DEFAULT_GRACE_S, MIN_GRACE_S, collect
 from registry.errors import InvalidRequest
-from registry.store.blob_uses import BlobUses
-from registry.store.compaction import Compaction, Keep
+from registry.store import Store
+from registry.store.compaction import Keep
+from registry.store.database import Call
+from rpc.security import actor
 
 # mypy-protobuf's own context type is private to each stub.
 Context = Any
@@ -21,19 +23,25 @@ Context = Any
 class UpkeepService(UpkeepServiceServicer):
     """Compaction of events, and collection of blobs that no version needs."""
 
-    def __init__(self, compaction: Compaction, keep: Keep, blobs: BlobStore, uses: BlobUses) -> None:
+    def __init__(self, store: Store, keep: Keep, blobs: BlobStore) -> None:
         """`keep` is what stays when a caller does not say."""
-        self._compaction = compaction
+        self._store = store
         self._keep = keep
         self._blobs = blobs
-        self._uses = uses
 
     async def CompactEvents(self, request: pb.CompactEventsRequest, context: Context) -> pb.CompactEventsResponse:
         keep = Keep(
             revisions=request.keep_revisions if request.HasField("keep_revisions") else self._keep.revisions,
             age_s=_seconds(request.keep, "keep") if request.HasField("keep") else self._keep.age_s,
         )
-        done = await self._compaction.run(keep)
+        done = await self._store.compaction.run(keep)
+        if done.removed_events:
+            await self._store.audit.add(
+                _call("CompactEvents"),
+                resource="events",
+                before=None,
+                after={"compacted_revision": done.compacted_revision, "removed_events": done.removed_events},
+            )
         return pb.CompactEventsResponse(
             compacted_revision=done.compacted_revision, revision=done.revision, removed_events=done.removed_events
         )
@@ -42,12 +50,28 @@ class UpkeepService(UpkeepServiceServicer):
         grace_s = _seconds(request.grace, "grace") if request.HasField("grace") else DEFAULT_GRACE_S
         if grace_s < MIN_GRACE_S:
             raise InvalidRequest(f"grace: expected at least {MIN_GRACE_S:.0f} s, found {grace_s:g} s", field="grace")
-        found = await collect(self._blobs, self._uses, grace_s=grace_s, dry_run=request.validate_only)
+        found = await collect(self._blobs, self._store.blob_uses, grace_s=grace_s, dry_run=request.validate_only)
+        if found.count and not request.validate_only:
+            await self._store.audit.add(
+                _call("CollectBlobs"),
+                resource="blobs",
+                before=None,
+                after={
+                    "digests": [one.digest for one in found.named],
+                    "count": found.count,
+                    "size_bytes": found.size_bytes,
+                },
+            )
         return pb.CollectBlobsResponse(
             blobs=[pb.CollectedBlob(digest=one.digest, size_bytes=one.size_bytes) for one in found.named],
             count=found.count,
             size_bytes=found.size_bytes,
         )
+
+
+def _call(action: str) -> Call:
+    """By whoever calls; both are harmless to repeat, so they take no request id."""
+    return Call(actor(), action, request_id="", content_digest="")
 
 
 # A longer time than any registry will run, and one that Postgres can subtract from now.

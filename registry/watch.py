@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 
 from registry.errors import RevisionCompacted, RevisionFuture, StoreChanged, StoreUnavailable
 from registry.events import Listener
-from registry.resources import Change, Progress, SnapshotEnd, Status, WatchMessage
+from registry.resources import Change, Progress, SnapshotEnd, Status, WatchMessage, adapter_of
 from registry.store.changes import PAGE, Changes
 from registry.store.database import RETRY_AFTER_S
 
@@ -42,13 +43,23 @@ class Watches:
         self._snapshots = asyncio.Semaphore(max_snapshots)
         self._pages: OrderedDict[tuple[int, int, str], asyncio.Task[Page]] = OrderedDict()
 
-    async def stream(self, send: Send, *, after: int | None, store_id: str = "", base_model: str = "") -> None:
+    async def stream(
+        self,
+        send: Send,
+        *,
+        after: int | None,
+        store_id: str = "",
+        base_model: str = "",
+        adapters: frozenset[str] = frozenset(),
+    ) -> None:
         """Sends for ever. `after` None asks for a snapshot first; `base_model` keeps one base model's events.
+
+        `adapters` leaves out what concerns others, and nothing when it is empty.
 
         Raises RevisionCompacted, RevisionFuture, StoreChanged, StoreUnavailable and Draining.
         """
         if after is None:
-            store_id, position = await self._send_snapshot(send, base_model)
+            store_id, position = await self._send_snapshot(send, base_model, adapters)
             told = position
         else:
             status = await self._changes.status()
@@ -62,7 +73,7 @@ class Watches:
                 up_to = min(position + PAGE, status_now.revision)
                 status, changes = await self._page(position, up_to, base_model)
                 _check_place(status, store_id, position)
-                for change in changes:
+                for change in _about(changes, adapters):
                     await send(store_id, change)
                     told = change.revision
                 position = up_to
@@ -79,10 +90,10 @@ class Watches:
         if status is not None:
             _check_store(status, store_id)
 
-    async def _send_snapshot(self, send: Send, base_model: str) -> tuple[str, int]:
+    async def _send_snapshot(self, send: Send, base_model: str, adapters: frozenset[str]) -> tuple[str, int]:
         try:
             async with self._snapshots, asyncio.timeout(SNAPSHOT_TIMEOUT_S):
-                async with self._changes.snapshot(base_model=base_model) as snapshot:
+                async with self._changes.snapshot(base_model=base_model, adapters=adapters) as snapshot:
                     status = snapshot.status
                     async for item in snapshot.items:
                         await send(status.store_id, item)
@@ -111,6 +122,17 @@ def _retrieve(task: asyncio.Task[Page]) -> None:
     """Takes the error of a page that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _about(changes: Sequence[Change], adapters: frozenset[str]) -> Iterator[Change]:
+    """The changes with the events of the adapters and of base models; those with none are left out."""
+    if not adapters:
+        yield from changes
+        return
+    for change in changes:
+        events = tuple(one for one in change.events if adapter_of(one.happening) in (None, *adapters))
+        if events:
+            yield replace(change, events=events)
 
 
 def _check_store(status: Status, store_id: str) -> None:

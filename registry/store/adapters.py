@@ -25,13 +25,27 @@ class Adapters:
             row = await get_adapter(session, name)
             return (await load_adapters(session, [row]))[0]
 
-    async def list(self, request: PageRequest, *, base_model: str = "") -> Page[Adapter]:
-        """Adapters by name, each with its aliases; of one base model when it is given."""
-        listing = f"adapters of {base_model}"
+    async def list(
+        self,
+        request: PageRequest,
+        *,
+        base_model: str = "",
+        name_prefix: str = "",
+        names: frozenset[str] = frozenset(),
+    ) -> Page[Adapter]:
+        """Adapters by name, each with its aliases; of one base model when it is given, with names that begin so.
+
+        `names` keeps these adapters, and all when it is empty.
+        """
+        listing = f"adapters of {base_model} {name_prefix}"
         after = request.after(listing, str)
         query = select(AdapterRow).order_by(AdapterRow.name).limit(request.limit + 1)
         if base_model:
             query = query.where(AdapterRow.base_model == base_model)
+        if name_prefix:
+            query = query.where(AdapterRow.name.startswith(name_prefix, autoescape=True))
+        if names:
+            query = query.where(AdapterRow.name.in_(names))
         if after is not None:
             query = query.where(AdapterRow.name > after)
         async with self._database.read() as session:

@@ -1,4 +1,8 @@
-"""The audit log: one entry per committed write, read newest first."""
+"""The audit log: one entry per committed write, read newest first.
+
+What changes a resource is recorded with it, in one transaction (`registry.store.database`). What an operator removes
+without changing any resource is recorded here, once it is gone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from sqlalchemy import select
 
 from registry.models import AuditRow
 from registry.resources import AuditEntry
-from registry.store.database import Database
+from registry.store.database import Call, Database, Write
 from registry.store.paging import Page, PageRequest, make_page
 
 
@@ -17,6 +21,15 @@ class Audit:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def add(self, call: Call, *, resource: str, before: object, after: object) -> None:
+        """Records what was done beside the resources, as a revision of its own with no event."""
+
+        async def body(write: Write) -> None:
+            revision = await write.advance()
+            await write.record(revision, [], base_model="", resource=resource, before=before, after=after)
+
+        await self._database.write(call, type(None), body)
 
     async def list(self, request: PageRequest, *, adapter: str = "", actor: str = "") -> Page[AuditEntry]:
         """Entries, newest first; of one adapter or one actor when they are given."""

@@ -39,6 +39,14 @@ class BlobUses:
                 statement.on_conflict_do_update(constraint="pk_blob_uses", set_={"time": statement.excluded.time})
             )
 
+    async def is_of(self, digest: str, adapters: frozenset[str]) -> bool:
+        """Whether a version of one of the adapters has the file."""
+        holds = func.jsonb_build_object(
+            "files", func.jsonb_build_array(func.jsonb_build_object("digest", digest)), type_=JSONB
+        )
+        query = select(VersionRow.number).where(VersionRow.manifest.contains(holds), VersionRow.adapter.in_(adapters))
+        return bool(await self._database.run(query.limit(1)))
+
     @asynccontextmanager
     async def unneeded(self, digests: list[str], *, grace_s: float) -> AsyncIterator[list[str]]:
         """Those of the digests that no version needs and nobody noted within the grace; so until the block ends."""

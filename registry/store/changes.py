@@ -68,20 +68,27 @@ class Changes:
         return _status_of(rows[0]), changes
 
     @asynccontextmanager
-    async def snapshot(self, *, base_model: str = "") -> AsyncIterator[Snapshot]:
-        """What exists at one revision. The transaction is open until the block ends, so it must not take long."""
+    async def snapshot(
+        self, *, base_model: str = "", adapters: frozenset[str] = frozenset()
+    ) -> AsyncIterator[Snapshot]:
+        """What exists at one revision, of these adapters if any are given.
+
+        The transaction is open until the block ends, so it must not take long.
+        """
         async with self._database.read() as session:
             head = (await session.execute(_HEAD)).one()
-            yield Snapshot(_status_of(head), _items(session, base_model))
+            yield Snapshot(_status_of(head), _items(session, base_model, adapters))
 
 
 def _status_of(row: Row[*tuple[Any, ...]]) -> Status:
     return Status(row.store_id, row.revision, row.compacted_revision)
 
 
-async def _items(session: AsyncSession, base_model: str) -> AsyncIterator[SnapshotItem]:
-    for read in (_base_models, _versions, _aliases):
-        async for item in read(session, base_model):
+async def _items(session: AsyncSession, base_model: str, adapters: frozenset[str]) -> AsyncIterator[SnapshotItem]:
+    async for item in _base_models(session, base_model):
+        yield item
+    for read in (_versions, _aliases):
+        async for item in read(session, base_model, adapters):
             yield item
 
 
@@ -99,7 +106,7 @@ async def _base_models(session: AsyncSession, base_model: str) -> AsyncIterator[
         after = rows[-1].name
 
 
-async def _versions(session: AsyncSession, base_model: str) -> AsyncIterator[SnapshotItem]:
+async def _versions(session: AsyncSession, base_model: str, adapters: frozenset[str]) -> AsyncIterator[SnapshotItem]:
     """Versions that an alias points at, each once."""
     is_pointed_at = exists().where(
         AliasTargetRow.adapter == VersionRow.adapter, AliasTargetRow.version == VersionRow.number
@@ -114,6 +121,8 @@ async def _versions(session: AsyncSession, base_model: str) -> AsyncIterator[Sna
         )
         if base_model:
             query = query.where(AdapterRow.base_model == base_model)
+        if adapters:
+            query = query.where(VersionRow.adapter.in_(adapters))
         versions = [version_of(row) for row in await session.execute(query)]
         for version in versions:
             yield SnapshotItem(version)
@@ -122,7 +131,7 @@ async def _versions(session: AsyncSession, base_model: str) -> AsyncIterator[Sna
         after = (versions[-1].adapter, versions[-1].number)
 
 
-async def _aliases(session: AsyncSession, base_model: str) -> AsyncIterator[SnapshotItem]:
+async def _aliases(session: AsyncSession, base_model: str, adapters: frozenset[str]) -> AsyncIterator[SnapshotItem]:
     """Aliases, paged by their keys, so that a page never cuts an alias's targets apart."""
     after = ("", "")
     while True:
@@ -134,6 +143,8 @@ async def _aliases(session: AsyncSession, base_model: str) -> AsyncIterator[Snap
         )
         if base_model:
             keys = keys.join(AdapterRow, AdapterRow.name == AliasRow.adapter).where(AdapterRow.base_model == base_model)
+        if adapters:
+            keys = keys.where(AliasRow.adapter.in_(adapters))
         page = keys.subquery()
         query = select_aliases().join(page, (page.c.adapter == AliasRow.adapter) & (page.c.alias == AliasRow.alias))
         aliases = aliases_of(await session.execute(query))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from registry.documents import decode, encode
@@ -46,8 +46,19 @@ class Workers:
         ((revision,),) = await self._database.run(statement)
         return int(revision)
 
-    async def list(self, request: PageRequest, *, base_model: str = "") -> WorkersPage:
-        """Workers by id, LOST where the lease ran out; of one base model when it is given."""
+    async def forget(self, *, lost_for_s: float) -> tuple[str, ...]:
+        """Removes the workers whose lease ran out so long ago; returns their ids."""
+        since = func.clock_timestamp() - timedelta(seconds=lost_for_s)
+        rows = await self._database.run(delete(WorkerRow).where(WorkerRow.lease_end < since).returning(WorkerRow.id))
+        return tuple(row.id for row in rows)
+
+    async def list(
+        self, request: PageRequest, *, base_model: str = "", adapters: frozenset[str] = frozenset()
+    ) -> WorkersPage:
+        """Workers by id, LOST where the lease ran out; of one base model when it is given.
+
+        `adapters` keeps what they say of these adapters, and everything when it is empty.
+        """
         listing = f"workers of {base_model}"
         after = request.after(listing, str)
         query = (
@@ -63,10 +74,16 @@ class Workers:
             revision = (await session.scalars(select(RegistryHead.revision))).one()
             found = [
                 replace(
-                    decode(Worker, row.document),
+                    _about(decode(Worker, row.document), adapters),
                     state=WorkerState.LIVE if is_live else WorkerState.LOST,
                     report_time=row.report_time,
                 )
                 for row, is_live in await session.execute(query)
             ]
         return WorkersPage(make_page(request, listing, found, lambda one: one.id), revision)
+
+
+def _about(worker: Worker, adapters: frozenset[str]) -> Worker:
+    if not adapters:
+        return worker
+    return replace(worker, adapters=tuple(one for one in worker.adapters if one.adapter in adapters))

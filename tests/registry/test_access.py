@@ -8,10 +8,12 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -37,7 +39,19 @@ from registry.errors import (
 )
 from registry.events import Listener
 from registry.grants import Grant
-from registry.resources import Progress, Scope, SnapshotEnd, Status, Token
+from registry.resources import (
+    BaseModel,
+    Change,
+    Progress,
+    Scope,
+    SnapshotEnd,
+    SnapshotItem,
+    Status,
+    Token,
+    Worker,
+    WorkerAdapter,
+    WorkerAdapterState,
+)
 from registry.settings import Settings
 from registry.store.database import connection_string
 from registry.store.tokens import Tokens
@@ -292,14 +306,88 @@ async def test_limits_to_adapters_hold_on_every_way_to_name_one(callers, filled)
         limited.get_adapter("pirate"),
         limited.resolve("pirate:1"),
         limited.resolve(version.digest),
-        limited.list_adapters(),
+        limited.list_workers(adapter="pirate"),
         limited.promote("pirate", 1, alias="staging"),
         limited.retire("pirate", 1),
-        anext(limited.watch()),
     ]
     for attempt in denied:
         with pytest.raises(PermissionDenied, match="limited to"):
             await attempt
+
+
+async def test_a_limited_token_sees_lists_files_and_workers_as_if_there_were_no_other_adapter(
+    callers, filled, tmp_path
+) -> None:
+    limited = await callers.holder(Scope.READ, adapters=["sql"])
+    assert [one.name for one in await limited.list_adapters()] == ["sql"]
+    assert await limited.list_adapters(name_prefix="p") == []
+    assert [one.name for one in await filled.list_adapters(name_prefix="p")] == ["pirate"]
+    ready = [WorkerAdapter(name, 1, "sha256:a", WorkerAdapterState.READY) for name in ("pirate", "sql")]
+    await filled.report_worker(Worker("w", "host:1", "base", "sha256:base", 7, tuple(ready)))
+    assert [one.adapters for one in await limited.list_workers()] == [(ready[1],)]
+    assert [one.adapters for one in await filled.list_workers()] == [tuple(ready)]
+    assert [one.adapters for one in await filled.list_workers(adapter="pirate")] == [(ready[0],)]
+    mine, other = [(await filled.resolve(f"{name}:1")).version.manifest.files[-1] for name in ("sql", "pirate")]
+    await limited.read_blob(mine.digest, tmp_path / "mine")
+    with pytest.raises(PermissionDenied, match="limited to"):
+        await limited.read_blob(other.digest, tmp_path / "other")
+
+
+async def test_a_limited_watch_is_told_of_its_adapters_and_misses_no_revision(callers, filled, new_adapter) -> None:
+    limited = await callers.holder(Scope.WATCH, adapters=["pirate"])
+    at = (await filled.status()).revision
+    told: list[Any] = []
+    watch = limited.watch()
+    async for message in watch:
+        told.append(message)
+        if isinstance(message, SnapshotEnd):
+            break
+    assert [type(one.item).__name__ for one in told[:-1]] == ["BaseModel"]  # production of sql is another's
+    assert told[-1].revision == at
+    await filled.promote("sql", 2)
+    await filled.promote("pirate", 1)
+    await filled.register(new_adapter(9), adapter="sql", base_model="base")
+    told.clear()
+    async for message in watch:
+        told.append(message)
+        if message.revision == at + 3:
+            break
+    (change,) = [one for one in told if isinstance(one, Change)]
+    assert change.revision == at + 2
+    assert [event.happening.alias.adapter for event in change.events] == ["pirate"]
+    assert isinstance(told[-1], Progress)
+    await watch.aclose()
+    (again, *_) = [one async for one in until(at + 3, limited.watch(after_revision=at)) if isinstance(one, Change)]
+    assert again == change
+    snapshot = [one.item async for one in until(at + 3, limited.watch()) if isinstance(one, SnapshotItem)]
+    assert {one.adapter for one in snapshot if not isinstance(one, BaseModel)} == {"pirate"}
+
+
+async def until(revision: int, watch: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """What a watch says until nothing is missing up to a revision."""
+    async for message in watch:
+        yield message
+        if not isinstance(message, SnapshotItem) and message.revision >= revision:
+            return
+
+
+async def test_read_watch_and_report_are_all_that_a_worker_needs(callers, filled, tmp_path) -> None:
+    """Everything that `inference` asks of the registry; another test looks for what this one forgot."""
+    worker = await callers.holder(Scope.READ, Scope.WATCH, Scope.REPORT, adapters=["sql"])
+    version = (await worker.resolve("sql", base_model_digest=(await filled.get_base_model("base")).digest)).version
+    for file in version.manifest.files:
+        await worker.read_blob(file.digest, tmp_path / file.path, size_bytes=file.size_bytes)
+    await worker.report_worker(Worker("w", "host:1", "base", version.base_model_digest, 1, ()))
+    watch = worker.watch(base_model="base")
+    assert isinstance(await anext(watch), SnapshotItem)
+    await watch.aclose()
+
+
+def test_a_worker_asks_the_registry_for_nothing_else() -> None:
+    texts = [path.read_text() for path in (Path(__file__).parents[2] / "inference").rglob("*.py")]
+    called = {name for text in texts for name in re.findall(r"client\.(\w+)", text)}
+    methods = {name for name in vars(RegistryClient) if not name.startswith("_")} | {"admin", "upkeep", "signing"}
+    assert (called & methods) - {"close"} == {"resolve", "read_blob", "report_worker", "watch"}
 
 
 async def test_limits_to_aliases_hold_for_every_move(callers, filled) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -53,8 +54,13 @@ async def test_only_what_no_version_needs_is_removed(client, base_model, new_ada
     age()
     planned = await client.upkeep.collect(grace_s=GRACE_S, validate_only=True)
     assert (set(planned.digests), planned.count, planned.size_bytes) == (lost, 2, 7)
+    revision = (await client.status()).revision
     assert await client.upkeep.collect(grace_s=GRACE_S) == planned
+    entry = (await client.admin.list_audit_entries())[0]
+    assert (entry.revision, entry.action, entry.resource) == (revision + 1, "CollectBlobs", "blobs")
+    assert json.loads(entry.after) == {"digests": list(planned.digests), "count": 2, "size_bytes": 7}
     assert (await client.upkeep.collect(grace_s=GRACE_S)).count == 0
+    assert (await client.status()).revision == revision + 1
     assert await client.find_missing_blobs(registered.version.manifest) == frozenset()
 
 

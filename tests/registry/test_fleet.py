@@ -45,8 +45,8 @@ class FakeClient:
         self.rounds = list(rounds)
         self.alias = alias
 
-    async def list_workers(self, *, base_model: str = "") -> list[Worker]:
-        assert base_model == "base"
+    async def list_workers(self, *, base_model: str = "", adapter: str = "") -> list[Worker]:
+        assert (base_model, adapter) == ("base", "sql")
         return self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
 
     async def get_adapter(self, name: str) -> Adapter:

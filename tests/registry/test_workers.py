@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 import pytest
 
 from loraplex.registry.v1 import worker_service_pb2 as pb
 from registry.errors import InvalidPageToken, InvalidRequest
 from registry.resources import Worker, WorkerAdapter, WorkerAdapterState, WorkerState
+from registry.store.database import connection_string
 
 
 def worker(name: str, *, base_model: str = "base", in_flight: int = 0) -> Worker:
@@ -50,6 +52,24 @@ async def test_a_worker_whose_lease_ran_out_is_lost_until_it_reports_again(clien
             pass
     await client.report_worker(worker("one"))
     assert (await client.list_workers())[0].state == WorkerState.LIVE
+
+
+async def test_a_worker_that_was_lost_for_a_week_is_forgotten(registry_server, serve_here, client):
+    for name in ("gone", "lost", "live"):
+        await client.report_worker(worker(name), lease_s=60)
+    url = connection_string(registry_server.settings.database_url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name, days in (("gone", 7.1), ("lost", 6.9)):
+            connection.execute(
+                "UPDATE workers SET lease_end = now() - make_interval(secs => %s) WHERE id = %s", (days * 86_400, name)
+            )
+    # Each registry looks when it starts, and from time to time.
+    async with serve_here(registry_server.settings), asyncio.timeout(20):
+        while len(found := await client.list_workers()) == 3:
+            pass
+    assert {one.id: one.state for one in found} == {"live": WorkerState.LIVE, "lost": WorkerState.LOST}
+    await client.report_worker(worker("gone"))
+    assert len(await client.list_workers()) == 3
 
 
 async def test_a_bad_report_is_refused(registry_server, client):

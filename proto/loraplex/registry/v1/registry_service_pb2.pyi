@@ -191,14 +191,16 @@ class GetAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[_resources_pb2.Adapter, _Mapping]] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
-    __slots__ = ("base_model", "page_size", "page_token")
+    __slots__ = ("base_model", "page_size", "page_token", "name_prefix")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    NAME_PREFIX_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     page_size: int
     page_token: str
-    def __init__(self, base_model: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    name_prefix: str
+    def __init__(self, base_model: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., name_prefix: _Optional[str] = ...) -> None: ...
 
 class ListAdaptersResponse(_message.Message):
     __slots__ = ("adapters", "next_page_token")

@@ -229,7 +229,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadBlob(self, request, context):
-        """ReadBlob streams one stored file from an offset. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
+        """ReadBlob streams one stored file from an offset; with a token that is limited to some adapters, a file of one of
+        their versions. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
         DATA_LOSS: the stored bytes no longer have their digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -257,7 +258,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAdapters(self, request, context):
-        """ListAdapters returns adapters by name. INVALID_ARGUMENT: a bad page token.
+        """ListAdapters returns adapters by name; with a token that is limited to some adapters, those. INVALID_ARGUMENT: a
+        bad page token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,7 +63,8 @@ class RegistryServiceStub:
     limit, or no room.
     """
     ReadBlob: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.ReadBlobRequest, _registry_service_pb2.ReadBlobResponse]
-    """ReadBlob streams one stored file from an offset. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
+    """ReadBlob streams one stored file from an offset; with a token that is limited to some adapters, a file of one of
+    their versions. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
     DATA_LOSS: the stored bytes no longer have their digest.
     """
     RegisterAdapterVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterAdapterVersionRequest, _registry_service_pb2.RegisterAdapterVersionResponse]
@@ -78,7 +79,9 @@ class RegistryServiceStub:
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterRequest, _registry_service_pb2.GetAdapterResponse]
     """GetAdapter returns one adapter with its aliases. NOT_FOUND."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdaptersRequest, _registry_service_pb2.ListAdaptersResponse]
-    """ListAdapters returns adapters by name. INVALID_ARGUMENT: a bad page token."""
+    """ListAdapters returns adapters by name; with a token that is limited to some adapters, those. INVALID_ARGUMENT: a
+    bad page token.
+    """
     GetAdapterVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterVersionRequest, _registry_service_pb2.GetAdapterVersionResponse]
     """GetAdapterVersion returns one version. NOT_FOUND."""
     ListAdapterVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdapterVersionsRequest, _registry_service_pb2.ListAdapterVersionsResponse]
@@ -172,7 +175,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     limit, or no room.
     """
     ReadBlob: _aio.UnaryStreamMultiCallable[_registry_service_pb2.ReadBlobRequest, _registry_service_pb2.ReadBlobResponse]  # type: ignore[assignment]
-    """ReadBlob streams one stored file from an offset. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
+    """ReadBlob streams one stored file from an offset; with a token that is limited to some adapters, a file of one of
+    their versions. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
     DATA_LOSS: the stored bytes no longer have their digest.
     """
     RegisterAdapterVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterAdapterVersionRequest, _registry_service_pb2.RegisterAdapterVersionResponse]  # type: ignore[assignment]
@@ -187,7 +191,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetAdapter: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterRequest, _registry_service_pb2.GetAdapterResponse]  # type: ignore[assignment]
     """GetAdapter returns one adapter with its aliases. NOT_FOUND."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdaptersRequest, _registry_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
-    """ListAdapters returns adapters by name. INVALID_ARGUMENT: a bad page token."""
+    """ListAdapters returns adapters by name; with a token that is limited to some adapters, those. INVALID_ARGUMENT: a
+    bad page token.
+    """
     GetAdapterVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetAdapterVersionRequest, _registry_service_pb2.GetAdapterVersionResponse]  # type: ignore[assignment]
     """GetAdapterVersion returns one version. NOT_FOUND."""
     ListAdapterVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListAdapterVersionsRequest, _registry_service_pb2.ListAdapterVersionsResponse]  # type: ignore[assignment]
@@ -314,7 +320,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ReadBlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.ReadBlobResponse], _abc.AsyncIterator[_registry_service_pb2.ReadBlobResponse]]:
-        """ReadBlob streams one stored file from an offset. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
+        """ReadBlob streams one stored file from an offset; with a token that is limited to some adapters, a file of one of
+        their versions. NOT_FOUND. OUT_OF_RANGE: the offset is past the end.
         DATA_LOSS: the stored bytes no longer have their digest.
         """
 
@@ -347,7 +354,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListAdaptersResponse, _abc.Awaitable[_registry_service_pb2.ListAdaptersResponse]]:
-        """ListAdapters returns adapters by name. INVALID_ARGUMENT: a bad page token."""
+        """ListAdapters returns adapters by name; with a token that is limited to some adapters, those. INVALID_ARGUMENT: a
+        bad page token.
+        """
 
     @_abc_1.abstractmethod
     def GetAdapterVersion(

@@ -57,7 +57,7 @@ class UpkeepServiceServicer:
 
     def CompactEvents(self, request, context):
         """CompactEvents removes old events; a watcher that asks for one of them is told to take a snapshot. Versions, the
-        history of aliases and the audit log stay. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+        history of aliases and the audit log stay, and what was removed is noted there. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         INVALID_ARGUMENT: a negative time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -66,7 +66,7 @@ class UpkeepServiceServicer:
 
     def CollectBlobs(self, request, context):
         """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
-        which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+        which is being registered keeps its files. What was removed is noted in the audit log. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

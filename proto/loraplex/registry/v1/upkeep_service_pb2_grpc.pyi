@@ -38,12 +38,12 @@ class UpkeepServiceStub:
     def __new__(cls, channel: _aio.Channel) -> UpkeepServiceAsyncStub: ...
     CompactEvents: _grpc.UnaryUnaryMultiCallable[_upkeep_service_pb2.CompactEventsRequest, _upkeep_service_pb2.CompactEventsResponse]
     """CompactEvents removes old events; a watcher that asks for one of them is told to take a snapshot. Versions, the
-    history of aliases and the audit log stay. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+    history of aliases and the audit log stay, and what was removed is noted there. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     INVALID_ARGUMENT: a negative time.
     """
     CollectBlobs: _grpc.UnaryUnaryMultiCallable[_upkeep_service_pb2.CollectBlobsRequest, _upkeep_service_pb2.CollectBlobsResponse]
     """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
-    which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+    which is being registered keeps its files. What was removed is noted in the audit log. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
     """
 
@@ -57,12 +57,12 @@ class UpkeepServiceAsyncStub(UpkeepServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CompactEvents: _aio.UnaryUnaryMultiCallable[_upkeep_service_pb2.CompactEventsRequest, _upkeep_service_pb2.CompactEventsResponse]  # type: ignore[assignment]
     """CompactEvents removes old events; a watcher that asks for one of them is told to take a snapshot. Versions, the
-    history of aliases and the audit log stay. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+    history of aliases and the audit log stay, and what was removed is noted there. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     INVALID_ARGUMENT: a negative time.
     """
     CollectBlobs: _aio.UnaryUnaryMultiCallable[_upkeep_service_pb2.CollectBlobsRequest, _upkeep_service_pb2.CollectBlobsResponse]  # type: ignore[assignment]
     """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
-    which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+    which is being registered keeps its files. What was removed is noted in the audit log. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
     """
 
@@ -79,7 +79,7 @@ class UpkeepServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_upkeep_service_pb2.CompactEventsResponse, _abc.Awaitable[_upkeep_service_pb2.CompactEventsResponse]]:
         """CompactEvents removes old events; a watcher that asks for one of them is told to take a snapshot. Versions, the
-        history of aliases and the audit log stay. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+        history of aliases and the audit log stay, and what was removed is noted there. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         INVALID_ARGUMENT: a negative time.
         """
 
@@ -90,7 +90,7 @@ class UpkeepServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_upkeep_service_pb2.CollectBlobsResponse, _abc.Awaitable[_upkeep_service_pb2.CollectBlobsResponse]]:
         """CollectBlobs removes stored files that no version needs, but none that was used within `grace`, so that a version
-        which is being registered keeps its files. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
+        which is being registered keeps its files. What was removed is noted in the audit log. UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         INVALID_ARGUMENT: a grace of less than 10 minutes, in which a version might be checked.
         """
 

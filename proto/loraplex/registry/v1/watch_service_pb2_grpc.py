@@ -48,7 +48,8 @@ class WatchServiceServicer:
 
     def Watch(self, request, context):
         """Watch streams every change after a revision, or a snapshot and every change after it. The events of one revision
-        come in one message. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
+        come in one message. With a token that is limited to some adapters it is as if there were no others: their
+        revisions come as progress. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
         a snapshot), FAILED_PRECONDITION (STORE_CHANGED: the store is another one; take a snapshot), UNAVAILABLE (the
         server drains or lost Postgres: resume), UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT.
         """

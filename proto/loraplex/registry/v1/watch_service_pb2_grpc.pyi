@@ -35,7 +35,8 @@ class WatchServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WatchServiceAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_watch_service_pb2.WatchRequest, _watch_service_pb2.WatchResponse]
     """Watch streams every change after a revision, or a snapshot and every change after it. The events of one revision
-    come in one message. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
+    come in one message. With a token that is limited to some adapters it is as if there were no others: their
+    revisions come as progress. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
     a snapshot), FAILED_PRECONDITION (STORE_CHANGED: the store is another one; take a snapshot), UNAVAILABLE (the
     server drains or lost Postgres: resume), UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT.
     """
@@ -47,7 +48,8 @@ class WatchServiceAsyncStub(WatchServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_watch_service_pb2.WatchRequest, _watch_service_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams every change after a revision, or a snapshot and every change after it. The events of one revision
-    come in one message. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
+    come in one message. With a token that is limited to some adapters it is as if there were no others: their
+    revisions come as progress. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
     a snapshot), FAILED_PRECONDITION (STORE_CHANGED: the store is another one; take a snapshot), UNAVAILABLE (the
     server drains or lost Postgres: resume), UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT.
     """
@@ -62,7 +64,8 @@ class WatchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_watch_service_pb2.WatchResponse], _abc.AsyncIterator[_watch_service_pb2.WatchResponse]]:
         """Watch streams every change after a revision, or a snapshot and every change after it. The events of one revision
-        come in one message. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
+        come in one message. With a token that is limited to some adapters it is as if there were no others: their
+        revisions come as progress. The stream ends only with a status: OUT_OF_RANGE (REVISION_COMPACTED or REVISION_FUTURE: take
         a snapshot), FAILED_PRECONDITION (STORE_CHANGED: the store is another one; take a snapshot), UNAVAILABLE (the
         server drains or lost Postgres: resume), UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT.
         """

@@ -88,14 +88,16 @@ class ReportWorkerResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ...) -> None: ...
 
 class ListWorkersRequest(_message.Message):
-    __slots__ = ("base_model", "page_size", "page_token")
+    __slots__ = ("base_model", "page_size", "page_token", "adapter")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     page_size: int
     page_token: str
-    def __init__(self, base_model: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, base_model: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class ListWorkersResponse(_message.Message):
     __slots__ = ("workers", "next_page_token", "revision")

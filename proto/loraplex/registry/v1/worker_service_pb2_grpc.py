@@ -60,7 +60,9 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListWorkers(self, request, context):
-        """ListWorkers returns workers by id, with those whose lease ran out as LOST. INVALID_ARGUMENT: a bad page token.
+        """ListWorkers returns workers by id, with those whose lease ran out as LOST; a week after that they are forgotten.
+        With a token that is limited to some adapters they come with what they say of those. INVALID_ARGUMENT: a bad page
+        token.
         UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -38,7 +38,9 @@ class WorkerServiceStub:
     UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]
-    """ListWorkers returns workers by id, with those whose lease ran out as LOST. INVALID_ARGUMENT: a bad page token.
+    """ListWorkers returns workers by id, with those whose lease ran out as LOST; a week after that they are forgotten.
+    With a token that is limited to some adapters they come with what they say of those. INVALID_ARGUMENT: a bad page
+    token.
     UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     """
 
@@ -52,7 +54,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
-    """ListWorkers returns workers by id, with those whose lease ran out as LOST. INVALID_ARGUMENT: a bad page token.
+    """ListWorkers returns workers by id, with those whose lease ran out as LOST; a week after that they are forgotten.
+    With a token that is limited to some adapters they come with what they say of those. INVALID_ARGUMENT: a bad page
+    token.
     UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     """
 
@@ -75,7 +79,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.ListWorkersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.ListWorkersResponse, _abc.Awaitable[_worker_service_pb2.ListWorkersResponse]]:
-        """ListWorkers returns workers by id, with those whose lease ran out as LOST. INVALID_ARGUMENT: a bad page token.
+        """ListWorkers returns workers by id, with those whose lease ran out as LOST; a week after that they are forgotten.
+        With a token that is limited to some adapters they come with what they say of those. INVALID_ARGUMENT: a bad page
+        token.
         UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         """
 
