@@ -163,7 +163,7 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
             vocabularies,
             vocab_size=core.model.config.vocab_size,
         )
-        desk = AdapterDesk(found.resolver, core.adapters, self_test=self_test)
+        desk = AdapterDesk(found.resolver, core.adapters, keep=found.cache.keep, self_test=self_test)
         stack.push_async_callback(desk.close)
         model = ModelIdentity(
             name=settings.base_model_name,

@@ -190,23 +190,18 @@ class Generation:
             raise InvalidRequest(
                 f"adapters: expected at most {MAX_ADAPTERS}, found {len(request.adapters)}", field="adapters"
             )
-        served: list[pb.ServedAdapter] = []
-        leases: list[Lease] = []
-        versions: list[Version] = []
+        weights = [use.weight if use.HasField("weight") else 1.0 for use in request.adapters]
+        if strange := [weight for weight in weights if not math.isfinite(weight)]:
+            raise InvalidRequest(f"adapters.weight: expected a finite number, found {strange[0]}", field="adapters")
+        leased = await self._desk.lease_all(
+            [Reference.parse(use.reference) for use in request.adapters],
+            request_key=request_id,
+            wait=request.adapter_loading != pb.ADAPTER_LOADING_REFUSE,
+        )
+        versions, leases = [version for version, _ in leased], [lease for _, lease in leased]
+        served = [messages.served(version, weight) for version, weight in zip(versions, weights, strict=True)]
         try:
-            for use in request.adapters:
-                weight = use.weight if use.HasField("weight") else 1.0
-                if not math.isfinite(weight):
-                    raise InvalidRequest(f"adapters.weight: expected a finite number, found {weight}", field="adapters")
-                version, lease = await self._desk.lease(
-                    Reference.parse(use.reference),
-                    request_key=request_id,
-                    wait=request.adapter_loading != pb.ADAPTER_LOADING_REFUSE,
-                )
-                leases.append(lease)
-                versions.append(version)
-                served.append(messages.served(version, weight))
-            check_composition([(lease, one.weight) for lease, one in zip(leases, served, strict=True)])
+            check_composition(list(zip(leases, weights, strict=True)))
             reader = await self._reader_for(request, versions, leases) if versions else self._reader
         except BaseException:
             _release(leases)
