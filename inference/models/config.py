@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,16 @@ class RopeKind(enum.Enum):
     DEFAULT = "default"
     LINEAR = "linear"
     LLAMA3 = "llama3"
+    YARN = "yarn"
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding; the factors beyond theta matter only to the kinds that name them."""
+    """Rotary embedding; what is beyond theta matters only to the kinds that name it.
+
+    `attention_factor` multiplies cosines and sines. `beta_fast` and `beta_slow` are turns in the original context:
+    pairs of features that make more than the first are kept, those that make fewer than the second are stretched.
+    """
 
     kind: RopeKind = RopeKind.DEFAULT
     theta: float = DEFAULT_ROPE_THETA
@@ -63,6 +69,11 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    is_truncated: bool = True
+    """Whether the pairs at which stretching begins and ends are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,9 @@ def parse_config(raw: Mapping[str, object]) -> ModelConfig:
     hidden_size, num_heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     num_layers, max_positions = keys.size("num_hidden_layers"), keys.size("max_position_embeddings")
     attention_bias = keys.flag("attention_bias", default=False)
+    rope = _rope(keys, max_positions)
+    if rope.kind is RopeKind.YARN:  # whose published configurations keep the original length and name the factor
+        max_positions = max(max_positions, int(rope.factor * rope.original_max_positions))
     config = ModelConfig(
         architecture=name,
         vocab_size=keys.size("vocab_size"),
@@ -126,7 +140,7 @@ def parse_config(raw: Mapping[str, object]) -> ModelConfig:
         head_dim=keys.size("head_dim", default=max(1, hidden_size // num_heads)),
         max_positions=max_positions,
         rms_norm_eps=keys.number("rms_norm_eps", default=1e-6),
-        rope=_rope(keys, max_positions),
+        rope=rope,
         windows=_windows(keys, architecture.windows, num_layers),
         qkv_bias=attention_bias if architecture.qkv_bias is None else architecture.qkv_bias,
         o_bias=attention_bias if architecture.o_bias is None else architecture.o_bias,
@@ -201,18 +215,43 @@ def _rope(keys: _Keys, max_positions: int) -> RopeConfig:
         return RopeConfig(theta=theta)
     if scaling.number("partial_rotary_factor", default=1.0) != 1.0:
         scaling.refuse("partial_rotary_factor", "1, the whole head")
-    needed = {RopeKind.LINEAR: ["factor"], RopeKind.LLAMA3: ["factor", "low_freq_factor", "high_freq_factor"]}
+    needed = {
+        RopeKind.LINEAR: ["factor"],
+        RopeKind.LLAMA3: ["factor", "low_freq_factor", "high_freq_factor"],
+        RopeKind.YARN: ["factor"],
+    }
     for key in needed.get(RopeKind(kind), []):
         if scaling.raw.get(key) is None:
             scaling.refuse(key, "a positive number")
+    factor = scaling.number("factor", default=1.0)
     return RopeConfig(
         kind=RopeKind(kind),
         theta=scaling.number("rope_theta", default=theta),
-        factor=scaling.number("factor", default=1.0),
+        factor=factor,
         low_freq_factor=scaling.number("low_freq_factor", default=1.0),
         high_freq_factor=scaling.number("high_freq_factor", default=4.0),
-        original_max_positions=scaling.size("original_max_position_embeddings", default=max_positions),
+        # The key beside rope_scaling goes before the one in it, as in transformers.
+        original_max_positions=keys.size(
+            "original_max_position_embeddings",
+            default=scaling.size("original_max_position_embeddings", default=max_positions),
+        ),
+        attention_factor=_attention_factor(scaling, factor) if kind == RopeKind.YARN.value else 1.0,
+        beta_fast=scaling.number("beta_fast", default=32.0),
+        beta_slow=scaling.number("beta_slow", default=1.0),
+        is_truncated=scaling.flag("truncate", default=True),
     )
+
+
+def _attention_factor(scaling: _Keys, factor: float) -> float:
+    """YaRN's, 0.1 ln(factor) + 1 unless the configuration says otherwise, in one of two ways."""
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    default = scale(1.0)
+    if scaling.raw.get("mscale") and scaling.raw.get("mscale_all_dim"):
+        default = scale(scaling.number("mscale", default=1.0)) / scale(scaling.number("mscale_all_dim", default=1.0))
+    return scaling.number("attention_factor", default=default)
 
 
 def _windows(keys: _Keys, windows: Windows, num_layers: int) -> tuple[int | None, ...]:

@@ -54,6 +54,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 TINY_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", {}),
     "llama with a tied head": ("llama", {"tie_word_embeddings": True}),
@@ -67,10 +68,12 @@ TINY_MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0}},
     ),
+    "llama with yarn rope": ("llama", {"rope_parameters": YARN_ROPE}),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral with a window": ("mistral", {"sliding_window": 7}),
     "qwen2": ("qwen2", {}),
     "qwen2 with windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen2 with yarn rope": ("qwen2", {"rope_parameters": YARN_ROPE | {"beta_fast": 4.0, "truncate": False}}),
     "qwen3": ("qwen3", {}),
     "qwen3 with biases and a tied head": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
 }

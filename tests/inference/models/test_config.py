@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_the_rope_of_transformers_4_and_of_transformers_5_mean_the_same():
     new = parse_config(LLAMA | {"rope_parameters": LLAMA3 | {"rope_type": "llama3", "rope_theta": 5e5}})
     assert old.rope == older.rope == new.rope
     assert (new.rope.kind, new.rope.theta, new.rope.original_max_positions) == (RopeKind.LLAMA3, 5e5, 64)
+
+
+def test_yarn_is_stretched_from_the_original_context_to_the_factor_s():
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+    config = parse_config(LLAMA | {"rope_scaling": yarn})
+    assert (config.rope.kind, config.rope.original_max_positions, config.max_positions) == (RopeKind.YARN, 256, 1024)
+    assert config.rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    mscale = parse_config(LLAMA | {"rope_scaling": yarn | {"mscale": 2.0, "mscale_all_dim": 0.5}})
+    assert mscale.rope.attention_factor == pytest.approx((0.2 * math.log(4) + 1) / (0.05 * math.log(4) + 1))
+    beside = parse_config(LLAMA | {"original_max_position_embeddings": 128, "rope_scaling": yarn})
+    assert (beside.rope.original_max_positions, beside.max_positions) == (128, 512)
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
@@ -88,9 +100,11 @@ def test_windows_hold_where_the_architecture_says(raw, windows):
         ({"head_dim": 7}, "head_dim: expected an even number"),
         ({"attention_bias": "yes"}, "attention_bias: expected true or false"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
-            "rope_scaling.rope_type: expected one of default, linear",
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2}},
+            "rope_scaling.rope_type: expected one of default, linear, llama3, yarn, found 'dynamic'",
         ),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "found 'longrope'"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor: expected a positive number"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: expected a positive number"),
         ({"rope_scaling": 3}, "rope_scaling: expected an object"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "the whole head"),

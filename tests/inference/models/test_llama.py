@@ -17,10 +17,12 @@ ARCHITECTURES = [
     "llama with wide heads",
     "llama with llama3 rope",
     "llama with linear rope",
+    "llama with yarn rope",
     "mistral",
     "mistral with a window",
     "qwen2",
     "qwen2 with windows",
+    "qwen2 with yarn rope",
     "qwen3",
     "qwen3 with biases and a tied head",
 ]
