@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -24,18 +23,11 @@ from inference.lora.reading import AdapterFiles
 from inference.lora.staging import FilesNeeded
 from inference.resolver import PUSHED, Resolver, Version
 from inference.self_test import SelfTest
+from inference.tiers import Tier
 
 PREFETCHES = 2  # at once; they are for later, and share the disk and the cores with what is asked for now
 Keep = Callable[[str], contextlib.AbstractContextManager[None]]
 """Keeps the files of a digest on disk for as long as the context is open, see FileCache.keep."""
-
-
-class Tier(enum.Enum):
-    """Where an adapter is, or should be brought; the value is a word of the registry's label."""
-
-    ARENA = "arena"
-    HOST = "host"
-    DISK = "disk"
 
 
 class AdapterDesk:

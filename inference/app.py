@@ -20,6 +20,7 @@ import torch
 
 import kernels
 from adapter.base_model import BaseModelDescription, describe_base_model
+from adapter.plan import MAX_RANK
 from inference.adapters import AdapterDesk
 from inference.catalog import Catalog
 from inference.engine.engine import Engine
@@ -33,10 +34,10 @@ from inference.guides import Guides
 from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
-from inference.lora.host_cache import HostCache
+from inference.lora.host_cache import MAX_ADAPTERS, HostCache
 from inference.lora.loader import Adapters
 from inference.lora.reading import Reader
-from inference.lora.slots import Slots
+from inference.lora.slots import MAX_SLOTS, Slots
 from inference.metrics import Metrics
 from inference.models.linear import PackedLinear, TiledLinear
 from inference.models.llama import Llama
@@ -99,14 +100,18 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
     log.info("compiling the kernels for this machine, or loading what an earlier start compiled")
     await asyncio.to_thread(kernels.warm_up, device.type, [model.dtype])
     streams = Streams()
-    bank = Bank(model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype, device=device)
-    slots = Slots(bank.capacity_bytes)
+    max_slots = settings.max_loras or MAX_SLOTS
+    bank = Bank(
+        model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype, device=device, max_slots=max_slots
+    )
+    slots = Slots(bank.capacity_bytes, max_slots=max_slots)
     reader = Reader(
         sites=model.sites,
         modules=described.modules,
         base=BaseWeights(settings.model, model.dtype),
         dtype=model.dtype,
         check_fits=slots.check_fits,
+        max_rank=settings.max_lora_rank or MAX_RANK,
         is_page_locked=device.type == "cuda",
     )
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -115,7 +120,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         bank,
         slots,
         reader,
-        host=HostCache(settings.host_cache),
+        host=HostCache(settings.host_cache, max_adapters=settings.max_cpu_loras or MAX_ADAPTERS),
         run_between_steps=engine.run_between_steps,
         wait_s=settings.load_wait_s,
     )
@@ -226,7 +231,10 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
             engine=core.engine,
             adapters=core.adapters,
             streams=core.streams,
-            catalog=Catalog(model.name, model.digest, adapters=core.adapters, known=found.resolver.known),
+            disk=found.cache,
+            catalog=Catalog(
+                model.name, model.digest, adapters=core.adapters, disk=found.cache, known=found.resolver.known
+            ),
             facts=facts,
             revision=lambda: found.table.revision,
             is_connected=lambda: watcher is not None and watcher.is_connected,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from inference.lora.loader import Adapters
 from inference.resolver import KnownVersion
+from inference.resolver.cache import FileCache
+from inference.tiers import Tier
 
 
 class ModelState(enum.Enum):
@@ -22,7 +24,10 @@ class ModelState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One line of a model listing. `parent` is empty for the base model; sizes are bytes in memory."""
+    """One line of a model listing. `parent` is empty for the base model; sizes are bytes in memory.
+
+    `tier` is the nearest that holds it; None for nowhere here, and for the base model.
+    """
 
     reference: str
     parent: str
@@ -33,17 +38,25 @@ class Model:
     size_bytes: int
     rank: int
     is_pinned: bool
+    tier: Tier | None = None
 
 
 class Catalog:
     """Lists the base model first, then every known reference in order."""
 
     def __init__(
-        self, base_model: str, digest: str, *, adapters: Adapters, known: Callable[[], Iterable[KnownVersion]]
+        self,
+        base_model: str,
+        digest: str,
+        *,
+        adapters: Adapters,
+        disk: FileCache,
+        known: Callable[[], Iterable[KnownVersion]],
     ) -> None:
         self._base_model = base_model
         self._digest = digest
         self._adapters = adapters
+        self._disk = disk
         self._known = known
 
     def models(self) -> list[Model]:
@@ -72,6 +85,13 @@ class Catalog:
                     size_bytes=loaded.size_bytes if loaded else 0,
                     rank=loaded.rank if loaded else version.rank,
                     is_pinned=loaded.is_pinned if loaded else False,
+                    tier=Tier.ARENA if loaded else self._farther_tier(version.digest),
                 )
             )
         return listed
+
+    def _farther_tier(self, digest: str) -> Tier | None:
+        """The nearest tier that holds what is not in the arena."""
+        if self._adapters.host.find(digest) is not None:
+            return Tier.HOST
+        return Tier.DISK if self._disk.has(digest) else None

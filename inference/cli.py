@@ -16,6 +16,7 @@ import click
 
 from inference.calling import Worker, server_options, to_json
 from inference.commands.generate import generate
+from inference.commands.memory import load, pin, unload, unpin
 from rpc.errors import DomainError
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def main() -> None:
     "--host-cache", metavar="SIZE", help="Host memory for adapters to load again; 0 for none.  [default: 1GiB]"
 )
 @click.option("--disk-cache", metavar="SIZE", help="Disk for adapter files.  [default: 16GiB]")
+@click.option("--max-loras", type=int, help="Adapters in memory.  [default: what there is room for]")
+@click.option("--max-lora-rank", type=int, help="Refuse adapters of a larger rank.  [default: refuse none]")
+@click.option("--max-cpu-loras", type=int, help="Adapters in the host cache.  [default: what there is room for]")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
 @click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
 @click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")
@@ -132,6 +136,8 @@ def serve(verbose: bool, **flags: Any) -> None:
 
 
 cli.add_command(generate)
+for command in (load, unload, pin, unpin):
+    cli.add_command(command)
 
 
 @cli.command()

@@ -9,7 +9,9 @@ from google.protobuf.duration_pb2 import Duration
 from inference.answer import Answer, Piece
 from inference.catalog import Model, ModelState
 from inference.engine.request import Finished, FinishReason, Score
+from inference.errors import InvalidRequest
 from inference.resolver import Version
+from inference.tiers import Tier
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
 FINISH_REASONS = {
@@ -22,6 +24,8 @@ MODEL_STATES = {
     ModelState.READY: pb.MODEL_STATE_READY,
     ModelState.FAILED: pb.MODEL_STATE_FAILED,
 }
+
+TIERS = {Tier.DISK: pb.TIER_DISK, Tier.HOST: pb.TIER_HOST, Tier.ARENA: pb.TIER_ARENA}
 
 
 def model(root: str, one: Model) -> pb.Model:
@@ -36,7 +40,18 @@ def model(root: str, one: Model) -> pb.Model:
         size_bytes=one.size_bytes,
         rank=one.rank,
         pinned=one.is_pinned,
+        tier=TIERS[one.tier] if one.tier is not None else pb.TIER_UNSPECIFIED,
     )
+
+
+def tier(asked: int) -> Tier:
+    """The tier that a request names. Raises InvalidRequest for one that this release does not know."""
+    if asked == pb.TIER_UNSPECIFIED:
+        return Tier.ARENA
+    found = next((one for one, value in TIERS.items() if value == asked), None)
+    if found is None:
+        raise InvalidRequest(f"tier: expected ARENA, HOST or DISK, found {asked}", field="tier")
+    return found
 
 
 def served(version: Version, weight: float) -> pb.ServedAdapter:

@@ -21,6 +21,7 @@ from inference.lora.loader import Adapters
 from inference.push import Pushes
 from inference.push_requests import read_chunks, read_header
 from inference.requests import RequestReader
+from inference.resolver.cache import FileCache
 from inference.streams import Streams
 from inference.tokenizer import Tokenizer
 from loraplex.inference.v1 import inference_service_pb2 as pb
@@ -44,6 +45,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         streams: Streams,
         generation: Generation,
         pushes: Pushes,
+        disk: FileCache,
         catalog: Catalog,
         facts: WorkerFacts,
         revision: Callable[[], int],
@@ -59,6 +61,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self._engine = engine
         self._adapters = adapters
         self._streams = streams
+        self._disk = disk
         self._catalog = catalog
         self._facts = facts
         self._revision = revision
@@ -144,6 +147,10 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
             adapters_loaded=len(self._adapters.loaded()),
             start_time=self._start_time,
             max_context=self._model.max_context,
+            host_bytes=self._adapters.host.capacity_bytes,
+            host_bytes_used=self._adapters.host.used_bytes,
+            disk_bytes=self._disk.capacity_bytes,
+            disk_bytes_used=self._disk.used_bytes,
         )
 
     async def LoadAdapter(
@@ -151,11 +158,9 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         request: pb.LoadAdapterRequest,
         context: grpc.aio.ServicerContext[pb.LoadAdapterRequest, pb.LoadAdapterResponse],
     ) -> pb.LoadAdapterResponse:
-        if request.tier not in (pb.TIER_UNSPECIFIED, pb.TIER_ARENA):
-            raise NotImplementedYet("tiers other than ARENA are not part of this release", field="tier")
-        version, lease = await self._desk.lease(Reference.parse(request.reference))
-        lease.release()
-        return pb.LoadAdapterResponse(adapter=messages.served(version, 1.0), size_bytes=lease.size_bytes)
+        version = await self._desk.resolve(Reference.parse(request.reference))
+        size_bytes = await self._desk.prefetch(version, messages.tier(request.tier))
+        return pb.LoadAdapterResponse(adapter=messages.served(version, 1.0), size_bytes=size_bytes)
 
     async def Embed(
         self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext[pb.EmbedRequest, pb.EmbedResponse]

@@ -13,7 +13,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from adapter.plan import MAX_RANK
 from inference.errors import InvalidRequest
+from inference.lora.slots import MAX_SLOTS
 from rpc.security import ClientSecurity, Security, read_secret, read_token_file
 
 PREFIX = "LORAPLEX_WORKER_"
@@ -68,6 +70,12 @@ class Settings:
     kind of memory: it saves a load the file's hash and conversion. It is taken as adapters come, not at the start."""
     disk_cache: int = 16 * 2**30
     """Verified adapter files in `state_dir`; beyond it the least recently used leave."""
+    max_loras: int = 0
+    """Adapters in `adapter_memory` at once; 0 means as many as there is room for."""
+    max_lora_rank: int = 0
+    """The largest rank of an adapter's module; 0 means the largest that any adapter may have."""
+    max_cpu_loras: int = 0
+    """Adapters in `host_cache` at once; 0 means as many as there is room for."""
     kv_memory: int = 512 * 2**20
     max_context: int = 0
     """Tokens of prompt and answer together; 0 means the model's own limit."""
@@ -104,12 +112,17 @@ class Settings:
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
         if self.pushes not in ("off", "new", "any"):
             raise InvalidRequest(f"pushes: expected off, new or any, found {self.pushes}", field="pushes")
-        if self.max_batch_adapters < 0:
+        for name in ("max_batch_adapters", "max_loras", "max_lora_rank", "max_cpu_loras", "host_cache"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest(f"{name}: expected at least 0, found {getattr(self, name)}", field=name)
+        if self.max_loras > MAX_SLOTS:
+            raise InvalidRequest(f"max_loras: expected at most {MAX_SLOTS}, found {self.max_loras}", field="max_loras")
+        if self.max_lora_rank > MAX_RANK:
             raise InvalidRequest(
-                f"max_batch_adapters: expected at least 0, found {self.max_batch_adapters}", field="max_batch_adapters"
+                f"max_lora_rank: expected at most {MAX_RANK}, found {self.max_lora_rank}", field="max_lora_rank"
             )
-        for name in ("adapter_memory", "kv_memory", "max_batch", "step_tokens", "max_queue", "max_queue_tokens",
-            "push_bytes",
+        for name in ("adapter_memory", "disk_cache", "kv_memory", "max_batch", "step_tokens", "max_queue",
+            "max_queue_tokens", "push_bytes",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name}: expected at least 1, found {getattr(self, name)}", field=name)
@@ -152,8 +165,11 @@ _PATHS = frozenset(
 )  # fmt: skip
 _BYTES = frozenset({"adapter_memory", "host_cache", "disk_cache", "kv_memory", "push_bytes"})
 _COUNTS = frozenset(
-    {"threads", "max_context", "max_batch", "max_batch_adapters", "step_tokens", "max_queue", "max_queue_tokens"}
-)
+    {
+        "threads", "max_context", "max_batch", "max_batch_adapters", "step_tokens", "max_queue", "max_queue_tokens",
+        "max_loras", "max_lora_rank", "max_cpu_loras",
+    }
+)  # fmt: skip
 _LISTS = frozenset({"adapters", "adapter_dirs", "adapter_urls", "hub", "resolvers"})
 _FLAGS = frozenset({"deterministic", "prefix_cache"})
 _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
