@@ -35,19 +35,13 @@ class Session:
 
 def with_session(context: click.Context, work: Callable[[Session], Awaitable[None]]) -> None:
     """Connects, runs the command's work on an event loop and closes the connection."""
-    from registry.client import RegistryClient
     from registry.errors import RegistryError
-    from rpc.channel import connect
-    from rpc.security import ClientSecurity
 
-    settings = context.ensure_object(dict)
     printer = make_printer(context)
-    server = settings.get("server", DEFAULT_SERVER)
-    paths = {name: Path(settings[name]).expanduser() for name in ("ca", "cert", "key") if name in settings}
-    security = ClientSecurity(**paths, token=settings.get("token", ""))
+    server = context.ensure_object(dict).get("server", DEFAULT_SERVER)
 
     async def session() -> None:
-        async with RegistryClient(connect(server, security=security)) as client:
+        async with open_client(context) as client:
             await work(Session(client, printer))
 
     try:
@@ -58,6 +52,18 @@ def with_session(context: click.Context, work: Callable[[Session], Awaitable[Non
         # gRPC's own words name the address three times and end with what matters.
         why = str(error).rpartition(": ")[2] if str(error).startswith("failed to connect") else str(error)
         raise type(error)(f"the registry at {server} is unavailable: {why}") from error
+
+
+def open_client(context: click.Context) -> RegistryClient:
+    """Of the registry that the options name. Only within an event loop."""
+    from registry.client import RegistryClient
+    from rpc.channel import connect
+    from rpc.security import ClientSecurity
+
+    settings = context.ensure_object(dict)
+    paths = {name: Path(settings[name]).expanduser() for name in ("ca", "cert", "key") if name in settings}
+    security = ClientSecurity(**paths, token=settings.get("token", ""))
+    return RegistryClient(connect(settings.get("server", DEFAULT_SERVER), security=security))
 
 
 def make_printer(context: click.Context, form: str | None = None) -> Printer:

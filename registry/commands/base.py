@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from registry import completion
 from registry.options import Session, global_options, with_session
 
 
@@ -112,7 +113,7 @@ def base_list(context: click.Context) -> None:
 
 
 @base.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.base_models)
 @global_options(read_environment=False)
 @click.pass_context
 def base_show(context: click.Context, name: str) -> None:

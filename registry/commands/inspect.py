@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry import completion
 from registry.options import Session, global_options, with_session
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("one", metavar="A")
-@click.argument("other", metavar="B")
+@click.argument("one", metavar="A", shell_complete=completion.references)
+@click.argument("other", metavar="B", shell_complete=completion.references)
 @global_options(read_environment=False)
 @click.pass_context
 def diff(context: click.Context, one: str, other: str) -> None:
@@ -39,8 +40,14 @@ def diff(context: click.Context, one: str, other: str) -> None:
 
 
 @click.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True, help="The alias whose history it is.")
+@click.argument("name", shell_complete=completion.adapters)
+@click.option(
+    "--alias",
+    default="production",
+    show_default=True,
+    shell_complete=completion.aliases,
+    help="The alias whose history it is.",
+)
 @global_options(read_environment=False)
 @click.pass_context
 def history(context: click.Context, name: str, alias: str) -> None:
@@ -60,8 +67,15 @@ def history(context: click.Context, name: str, alias: str) -> None:
 
 
 @click.command()
-@click.argument("reference", metavar="[REF]", default="")
-@click.option("--base", "base_model", default="", metavar="NAME", help="A base model instead of a version.")
+@click.argument("reference", metavar="[REF]", default="", shell_complete=completion.references)
+@click.option(
+    "--base",
+    "base_model",
+    default="",
+    shell_complete=completion.base_models,
+    metavar="NAME",
+    help="A base model instead of a version.",
+)
 @click.option("--descendants", is_flag=True, help="What was made from it, instead of what it was made from.")
 @click.option("--depth", type=click.IntRange(1, 32), default=32, show_default=True, help="How many steps to go.")
 @global_options(read_environment=False)
@@ -99,7 +113,7 @@ async def _start(client: RegistryClient, reference: str, base_model: str) -> Lin
 
 
 @click.command()
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=completion.references)
 @global_options(read_environment=False)
 @click.pass_context
 def verify(context: click.Context, reference: str) -> None:

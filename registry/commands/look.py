@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry import completion
 from registry.options import Session, global_options, with_session
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ STATES = ("validated", "rejected", "retired")
 
 
 @click.command("list")
-@click.option("--base", "base_model", default="", help="Only adapters of this base model.")
+@click.option(
+    "--base", "base_model", default="", shell_complete=completion.base_models, help="Only adapters of this base model."
+)
 @global_options(read_environment=False)
 @click.pass_context
 def list_adapters(context: click.Context, base_model: str) -> None:
@@ -42,7 +45,7 @@ def list_adapters(context: click.Context, base_model: str) -> None:
 
 
 @click.command()
-@click.argument("reference", metavar="NAME[:NUMBER|@ALIAS]")
+@click.argument("reference", metavar="NAME[:NUMBER|@ALIAS]", shell_complete=completion.references)
 @click.option("--state", type=click.Choice(STATES), help="Of an adapter, only the versions in this state.")
 @global_options(read_environment=False)
 @click.pass_context
@@ -94,7 +97,7 @@ async def find_version(client: RegistryClient, reference: Reference) -> AdapterV
 
 
 @click.command()
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=completion.references)
 @global_options(read_environment=False)
 @click.pass_context
 def resolve(context: click.Context, reference: str) -> None:
@@ -114,7 +117,13 @@ def resolve(context: click.Context, reference: str) -> None:
 @click.option(
     "--after", type=click.IntRange(0), metavar="REVISION", help="Go on after this one; else a snapshot first."
 )
-@click.option("--base", "base_model", default="", help="Only what concerns this base model.")
+@click.option(
+    "--base",
+    "base_model",
+    default="",
+    shell_complete=completion.base_models,
+    help="Only what concerns this base model.",
+)
 @global_options(read_environment=False)
 @click.pass_context
 def watch(context: click.Context, after: int | None, base_model: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry import completion
 from registry.commands.signing import FILE, PASSWORD_VARIABLE, sign_version
 from registry.options import Session, global_options, with_session
 
@@ -46,15 +47,32 @@ def _read_share(_: click.Context, __: click.Parameter, found: str | None) -> int
 @click.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), required=False)
 @click.option("--source", default="", metavar="FOLDER", help="In place of PATH: a path or URL that the registry reads.")
-@click.option("--name", required=True, help="The adapter to register under; made with its first version.")
-@click.option("--base", "base_model", required=True, help="The base model that it was trained for.")
+@click.option(
+    "--name",
+    required=True,
+    shell_complete=completion.adapters,
+    help="The adapter to register under; made with its first version.",
+)
+@click.option(
+    "--base",
+    "base_model",
+    required=True,
+    shell_complete=completion.base_models,
+    help="The base model that it was trained for.",
+)
 @click.option("--parent", default="", metavar="NAME:NUMBER", help="The version that it was trained from.")
 @click.option("--git-commit", default="", help="Commit of the training code.")
 @click.option("--run-uri", default="", help="The training run.")
 @click.option("--dataset", "datasets", multiple=True, metavar="URI", help="A data set it was trained on; repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=_read_labels, help="Repeatable.")
 @click.option("--signing-key", type=FILE, help="Sign the version with this private key in PEM; see `registry sign`.")
-@click.option("--promote", "alias", metavar="ALIAS", help="Point this alias at the version afterwards.")
+@click.option(
+    "--promote",
+    "alias",
+    metavar="ALIAS",
+    shell_complete=completion.aliases,
+    help="Point this alias at the version afterwards.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and keep no version.")
 @click.option("--keep-rejected", is_flag=True, help="If refused, keep it with the reasons; `show --state rejected`.")
 @global_options(read_environment=False)
@@ -155,9 +173,15 @@ def _registered_line(version: AdapterVersion, *, created: bool, dry_run: bool) -
 
 
 @click.command()
-@click.argument("name")
-@click.argument("version", type=VERSION)
-@click.option("--alias", default="production", show_default=True, help="The alias to move; made when it is new.")
+@click.argument("name", shell_complete=completion.adapters)
+@click.argument("version", type=VERSION, shell_complete=completion.numbers)
+@click.option(
+    "--alias",
+    default="production",
+    show_default=True,
+    shell_complete=completion.aliases,
+    help="The alias to move; made when it is new.",
+)
 @click.option("--canary", callback=_read_share, metavar="SHARE", help="Move only this share of it, such as 10%.")
 @click.option("--expect", type=click.IntRange(0), metavar="N", help="Only if it points at N now; 0: only if it is new.")
 @click.option("--message", default="", help="Why; kept in the alias's history.")
@@ -215,8 +239,8 @@ def _broken_lines(adapter: Adapter, version: int) -> list[str]:
 
 
 @click.command()
-@click.argument("name")
-@click.argument("version", type=VERSION)
+@click.argument("name", shell_complete=completion.adapters)
+@click.argument("version", type=VERSION, shell_complete=completion.numbers)
 @click.option("--force", is_flag=True, help="Although aliases point at it; they then answer with an error.")
 @click.option("--message", default="", help="Why; kept in the audit log.")
 @global_options(read_environment=False)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from registry import completion
 from registry.options import Session, global_options, with_session
 
 SCOPES = ("read", "register", "promote", "admin", "watch", "report")
@@ -170,8 +171,10 @@ def audit(context: click.Context, adapter: str, actor: str, limit: int) -> None:
 
 
 @click.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True, help="The alias to protect.")
+@click.argument("name", shell_complete=completion.adapters)
+@click.option(
+    "--alias", default="production", show_default=True, shell_complete=completion.aliases, help="The alias to protect."
+)
 @click.option("--message", default="", help="Why; kept in the audit log.")
 @global_options(read_environment=False)
 @click.pass_context
@@ -181,8 +184,14 @@ def protect(context: click.Context, name: str, alias: str, message: str) -> None
 
 
 @click.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True, help="The alias to protect no longer.")
+@click.argument("name", shell_complete=completion.adapters)
+@click.option(
+    "--alias",
+    default="production",
+    show_default=True,
+    shell_complete=completion.aliases,
+    help="The alias to protect no longer.",
+)
 @click.option("--message", default="", help="Why; kept in the audit log.")
 @global_options(read_environment=False)
 @click.pass_context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from registry import completion
 from registry.options import Session, global_options, with_session
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ async def sign_version(client: RegistryClient, version: AdapterVersion, key: Pat
 
 
 @click.command("sign")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", shell_complete=completion.references)
 @click.option("--signing-key", required=True, type=FILE, help="Private key in PEM: Ed25519, P-256, P-384 or P-521.")
 @click.option("--password", default="", envvar=PASSWORD_VARIABLE, show_envvar=True, help="Of the key, if it has one.")
 @global_options(read_environment=False)
@@ -53,8 +54,14 @@ def sign(context: click.Context, reference: str, signing_key: Path, password: st
 
 
 @click.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True, help="The alias; it need not exist yet.")
+@click.argument("name", shell_complete=completion.adapters)
+@click.option(
+    "--alias",
+    default="production",
+    show_default=True,
+    shell_complete=completion.aliases,
+    help="The alias; it need not exist yet.",
+)
 @click.option("--signed-by", "keys", multiple=True, type=FILE, help="A public key in PEM; any one will do. Repeatable.")
 @click.option("--no-signature", is_flag=True, help="Want no signature any more.")
 @global_options(read_environment=False)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import click
 
+from registry import completion
 from registry.commands.publish import VERSION
 from registry.options import Session, global_options, with_session
 
 
 @click.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True, help="The alias to move back.")
+@click.argument("name", shell_complete=completion.adapters)
+@click.option(
+    "--alias",
+    default="production",
+    show_default=True,
+    shell_complete=completion.aliases,
+    help="The alias to move back.",
+)
 @click.option("--expect", type=click.IntRange(1), metavar="N", help="Only if it points at N now.")
 @click.option("--message", default="", help="Why; kept in the alias's history.")
 @click.option("--wait", is_flag=True, help="Wait until every live worker serves the version.")
@@ -35,8 +42,8 @@ def rollback(
 
 
 @click.command()
-@click.argument("name")
-@click.argument("version", type=VERSION)
+@click.argument("name", shell_complete=completion.adapters)
+@click.argument("version", type=VERSION, shell_complete=completion.numbers)
 @global_options(read_environment=False)
 @click.pass_context
 def unretire(context: click.Context, name: str, version: int) -> None:
