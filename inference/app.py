@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import kernels
 from adapter.base_model import BaseModelDescription, describe_base_model
+from adapter.names import Reference
 from adapter.plan import MAX_RANK
 from inference.adapters import AdapterDesk
 from inference.catalog import Catalog
@@ -36,8 +38,10 @@ from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
 from inference.lora.host_cache import MAX_ADAPTERS, HostCache
 from inference.lora.loader import Adapters
+from inference.lora.merging import Merged
 from inference.lora.reading import Reader
 from inference.lora.slots import MAX_SLOTS, Slots
+from inference.merger import Merger
 from inference.metrics import Metrics
 from inference.models.linear import PackedLinear, TiledLinear
 from inference.models.llama import Llama
@@ -77,6 +81,8 @@ class Core:
     engine: Engine
     streams: Streams
     limits: Limits
+    reader: Reader
+    bank: Bank
     failure: asyncio.Future[None]
     """Gets the engine's error should it end by itself; pending otherwise."""
 
@@ -126,7 +132,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
     )
     engine.start()
     try:
-        yield Core(described, tokenizer, model, adapters, engine, streams, limits, failure)
+        yield Core(described, tokenizer, model, adapters, engine, streams, limits, reader, bank, failure)
     finally:
         await adapters.close()
         await asyncio.to_thread(engine.stop)
@@ -203,6 +209,9 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
         guides = Guides()
         stack.push_async_callback(guides.close)
         reader = RequestReader(model, core.tokenizer, guides)
+        if settings.merge:
+            merging = asyncio.create_task(_merger(settings, core, desk).run(), name="merger")
+            stack.push_async_callback(_cancel, merging)
         generation = Generation(
             model=model,
             reader=reader,
@@ -239,6 +248,19 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
             revision=lambda: found.table.revision,
             is_connected=lambda: watcher is not None and watcher.is_connected,
         )
+
+
+def _merger(settings: Settings, core: Core, desk: AdapterDesk) -> Merger:
+    device = core.model.device
+    make = _linear(settings, device)
+
+    def pack(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+        return make(weight.to(device), None if bias is None else bias.to(device))
+
+    async def use(merged: Merged | None) -> None:
+        await asyncio.wrap_future(core.engine.run_between_steps(functools.partial(core.bank.merge, merged)))
+
+    return Merger(Reference.parse(settings.merge), desk, read=functools.partial(core.reader.merge, pack=pack), use=use)
 
 
 def _device(settings: Settings) -> torch.device:

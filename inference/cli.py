@@ -83,6 +83,7 @@ def main() -> None:
 @click.option("--resolver", "resolvers", multiple=True, metavar="NAME[=ARG]", help="Use an installed plug-in.")
 @click.option("--pushes", help="off, new, or any, which takes names of the registry too.  [default: new]")
 @click.option("--push-bytes", metavar="SIZE", help="The largest weights to be pushed.  [default: 1GiB]")
+@click.option("--merge", metavar="REF", help="Merge this adapter; others are served as ever.  [default: none]")
 @click.option("--listen", help="Address to serve on.  [default: 127.0.0.1:7200]")
 @click.option("--advertise", help="Address to report to the registry.  [default: the listening one]")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="For adapter files and saved state.")

@@ -50,6 +50,9 @@ class Settings:
     """Holds the token to show to the hub; none is shown without it, whatever the environment has."""
     resolvers: tuple[str, ...] = ()
     """NAME or NAME=ARGUMENT of installed resolvers of other packages; see resolver.plugins."""
+    merge: str = ""
+    """The reference of an adapter to merge into the base model, for a worker that mostly serves it. Its layers take the
+    memory of those that it changes once more."""
     state_dir: Path = Path.home() / ".local" / "state" / "loraplex" / "worker"
     """Verified adapter files and what the registry last said, so that a worker starts without it."""
     pushes: str = "new"
@@ -108,6 +111,12 @@ class Settings:
             object.__setattr__(self, "base_model_name", self.model.resolve().name)
         if self.device not in ("auto", "cpu", "cuda"):
             raise InvalidRequest(f"device: expected auto, cpu or cuda, found {self.device}", field="device")
+        if self.merge and self.deterministic:
+            raise InvalidRequest(
+                "merge: expected none in deterministic steps, as merged weights round otherwise than adapters beside "
+                f"other rows; found {self.merge}",
+                field="merge",
+            )
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
         if self.pushes not in ("off", "new", "any"):

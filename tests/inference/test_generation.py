@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from inference.app import open_core, open_service
 from inference.errors import InvalidRequest
+from inference.lora.bank import Bank
 from inference.settings import Settings
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
@@ -64,9 +66,8 @@ def tools(base, tmp_path_factory):
 
 
 @pytest.fixture
-async def generate(base, tools, tmp_path):
-    """`generate(text, "tools")`: the ids and the text of a greedy answer."""
-    settings = Settings(
+def settings(base, tools, tmp_path):
+    return Settings(
         model=base,
         base_model_name="words",
         state_dir=tmp_path / "state",
@@ -75,6 +76,18 @@ async def generate(base, tools, tmp_path):
         adapter_memory=2**20,
         threads=1,
     )
+
+
+@pytest.fixture
+async def generate(settings):
+    """`generate(text, "tools")`: the ids and the text of a greedy answer."""
+    async with open_worker(settings) as (_, call):
+        yield call
+
+
+@contextlib.asynccontextmanager
+async def open_worker(settings):
+    """The core of a worker, and what asks it."""
     async with open_core(settings) as core, open_service(settings, core) as service:
 
         async def call(prompt, *adapters, max_tokens=12):
@@ -89,7 +102,7 @@ async def generate(base, tools, tmp_path):
                     text += message.chunk.text
             return ids, text
 
-        yield call
+        yield core, call
 
 
 def bare(folder, parent):
@@ -137,3 +150,27 @@ async def test_text_for_a_vocabulary_without_its_tokenizer_is_refused(generate):
         InvalidRequest, match=r"expected the tokenizer of bare beside its weights.*98 tokens of its own"
     ):
         await generate("w5", "bare")
+
+
+async def test_an_adapter_that_the_worker_merges_answers_as_before_and_the_base_model_too(settings, tools, monkeypatch):
+    ids = [5, 9, CALL, 30, RETURN, 7]
+    async with open_worker(settings) as (_, generate):
+        before = await generate(ids, "tools"), await generate([5, 9, 7])
+    used, merge = asyncio.Event(), Bank.merge
+
+    def noted(bank, merged):
+        merge(bank, merged)
+        if merged is not None:
+            loop.call_soon_threadsafe(used.set)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(Bank, "merge", noted)
+    async with open_worker(dataclasses.replace(settings, merge="tools")) as (core, generate):
+        await used.wait()
+        assert len(core.bank._merged.linears) == 3, "the attention's first projection of each layer"
+        assert (await generate(ids, "tools"), await generate([5, 9, 7])) == before
+
+
+def test_merging_and_equal_bits_in_any_batch_exclude_each_other(settings):
+    with pytest.raises(InvalidRequest, match="merge: expected none in deterministic steps"):
+        dataclasses.replace(settings, merge="tools", deterministic=True)
