@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ class SpelledVocabulary:
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.tokens = tokens
+        # A caller's bad words tend to be those of its last request.
+        self.holding = functools.lru_cache(maxsize=4096)(self._holding)
         self._order = sorted(range(len(tokens)), key=tokens.__getitem__)
         self._sorted = [tokens[token_id] for token_id in self._order]
         self._ids = torch.tensor(self._order, dtype=torch.int64)
@@ -29,7 +32,7 @@ class SpelledVocabulary:
         end = rest + NO_BYTE * 64  # a token that begins with `rest` and sorts after this is not UTF-8
         return self._ids[bisect_left(self._sorted, rest) : bisect_left(self._sorted, end)]
 
-    def holding(self, word: bytes) -> list[int]:
+    def _holding(self, word: bytes) -> list[int]:
         """Ids of the tokens with the word in them."""
         found, place = [], self._text.find(word)
         while place >= 0:

@@ -46,6 +46,9 @@ from inference.engine.tables import BlockTables, held
 from inference.engine.tenants import AnswerLengths, Tenants
 from inference.errors import InferenceError, InvalidRequest, PromptTooLong
 
+# Of prompts, in a step: each has the logits of the whole vocabulary, 300 MB for one of 150 000 tokens.
+MAX_SCORED_ROWS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -417,8 +420,12 @@ class Scheduler:
             wanted[sequence.request.tenant] += _prefill_length(sequence)
         left = divide(budget, wanted, self.tenants.weight_of)
         chunks = []
+        scored_left = MAX_SCORED_ROWS
         for sequence in prefills:
             length = min(_prefill_length(sequence), left[sequence.request.tenant])
+            if sequence.wants_scores:
+                length = min(length, scored_left)
+                scored_left -= length
             if length:
                 left[sequence.request.tenant] -= length
                 chunks.append(Chunk(sequence, sequence.computed, length, samples=length == sequence.remaining))

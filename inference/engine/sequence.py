@@ -105,6 +105,11 @@ class Sequence:
         return self.number, self.answer
 
     @property
+    def wants_scores(self) -> bool:
+        """Whether its prompt is to be scored and its owner does not have the scores yet."""
+        return self.request.sampling.prompt_logprobs is not None and not self.is_scored
+
+    @property
     def num_outputs(self) -> int:
         return len(self.tokens) - len(self.request.prompt_ids)
 
@@ -132,7 +137,7 @@ class Chunk:
     def num_scored(self) -> int:
         """Rows from its first on whose logits score the prompt's next token: of a request that asked, and once."""
         sequence = self.sequence
-        if sequence.request.sampling.prompt_logprobs is None or sequence.is_scored:
+        if not sequence.wants_scores:
             return 0
         return max(0, min(self.start + self.length, len(sequence.request.prompt_ids) - 1) - self.start)
 

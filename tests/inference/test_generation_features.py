@@ -285,3 +285,18 @@ async def test_the_text_of_an_answer_is_that_of_its_ids(open_worker: Any) -> Non
         heard = await hear_one(worker, ask(max_tokens=60))
         assert heard.text == worker.core.tokenizer.decode(heard.ids)
         assert torch.tensor(heard.ids).max() < 96
+
+
+async def test_guided_answers_that_are_preempted_go_on_where_they_were(open_worker: Any) -> None:
+    guide = pb.Guide(regex="[a-m]{60}[n-z]{60}")
+    requests = [ask(seed=seed, max_tokens=200, ignore_eos=False, guide=guide, n=2) for seed in range(4)]
+    async with open_worker() as worker:
+        roomy = [await hear(worker, request) for request in requests]
+    # 48 blocks of 16 positions, where eight answers of 126 tokens need 64.
+    async with open_worker(kv_memory=48 * 16 * 3 * 2 * 2 * 8 * 4, max_context=256) as worker:
+        tight = await asyncio.gather(*(hear(worker, request) for request in requests))
+        assert worker.core.engine.stats().preemptions > 0
+        await idle(worker)
+    for (ours, _), (theirs, _) in zip(tight, roomy, strict=True):
+        assert [heard.ids for heard in ours] == [heard.ids for heard in theirs]
+        assert all(re.fullmatch("[a-m]{60}[n-z]{60}", heard.text) for heard in ours)

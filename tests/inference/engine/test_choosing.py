@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from inference.engine import scheduler
 from inference.engine.kv_cache import KVCache
 from inference.engine.request import Failed, Finished, PromptScored, Request, SamplingParams, Token
 from inference.engine.runner import Runner
@@ -112,6 +113,26 @@ def test_scores_of_a_prompt_are_those_of_one_plain_pass(model, paged, prompt_ids
     torch.testing.assert_close(values, best.values, **close[torch.float32])
     assert world.scores[short.id].scores == ()
     assert len(world.scores) == 3
+
+
+def test_a_step_scores_no_more_rows_than_memory_is_meant_for(model, prompt_ids, monkeypatch):
+    monkeypatch.setattr(scheduler, "MAX_SCORED_ROWS", 5)
+    world = World(model, step_tokens=64)
+    requests = [world.submit(prompt_ids(20, seed=seed), max_tokens=2, prompt_logprobs=1) for seed in range(3)]
+    world.submit(prompt_ids(40, seed=9), max_tokens=2)
+    steps = []
+    run = world.runner.run
+    world.runner.run = lambda chunks: steps.append(sum(chunk.num_scored for chunk in chunks)) or run(chunks)
+    world.run()
+    assert max(steps) == 5
+    monkeypatch.undo()
+    for seed, request in enumerate(requests):
+        whole = World(model, step_tokens=64)
+        alone = whole.submit(prompt_ids(20, seed=seed), max_tokens=2, prompt_logprobs=1)
+        whole.run()
+        found = [score.logprob for score in world.scores[request.id].scores]
+        assert found == pytest.approx([score.logprob for score in whole.scores[alone.id].scores], abs=1e-4)
+        assert world.answer(request) == whole.answer(alone)
 
 
 def test_a_step_that_failed_after_its_scores_gives_them_once(model, prompt_ids):
