@@ -49,6 +49,7 @@ from registry.resources import (
 from registry.signing_client import SigningClient
 from registry.transfers import download, upload
 from registry.upkeep_client import UpkeepClient
+from registry.worker_reports import WorkerReports
 
 # Long enough for a registry that waits for a lock or for Postgres to come back, short enough for a person.
 DEADLINE_S = 15.0
@@ -107,6 +108,7 @@ class RegistryClient:
         self._workers = worker_rpcs.WorkerServiceStub(channel)
         calls = Calls(deadline_s=deadline_s)
         self._call, self._pages = calls.call, calls.pages
+        self._reports = WorkerReports(self._workers, calls)
         # Tokens, the audit log and protected aliases.
         self.admin = AdminClient(self._registry, calls)
         self.upkeep = UpkeepClient(channel, calls)
@@ -402,12 +404,8 @@ class RegistryClient:
         return Status(answer.store_id, answer.revision, answer.compacted_revision, answer.server_version)
 
     async def report_worker(self, worker: Worker, *, lease_s: float | None = None) -> int:
-        """Says what a worker runs; returns the registry's revision."""
-        request = worker_pb.ReportWorkerRequest(worker=messages.write_worker(worker))
-        if lease_s is not None:
-            request.lease.FromNanoseconds(int(lease_s * 1e9))
-        answer = await self._call(self._workers.ReportWorker, request)
-        return int(answer.revision)
+        """Says what a worker runs, of which what has not changed is not sent again; returns the registry's revision."""
+        return await self._reports.report(worker, lease_s=lease_s)
 
     async def list_workers(self, *, base_model: str = "", adapter: str = "") -> list[Worker]:
         """All workers, or those of one base model, by id; the lost ones too. `adapter` keeps what they say of it."""

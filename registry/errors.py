@@ -34,6 +34,7 @@ RegistryError
 ├── NoEarlierTarget           FAILED_PRECONDITION   an alias has nothing to go back to
 ├── LineageCycle              FAILED_PRECONDITION   a base model would be its own ancestor
 ├── TokenNotInForce           FAILED_PRECONDITION   it was revoked or has expired
+├── ReportUnknown             FAILED_PRECONDITION   a renewal of an account that is not here; send all of it
 ├── StoreChanged              FAILED_PRECONDITION   the revision belongs to another store
 ├── DatabaseInUse             FAILED_PRECONDITION   a restore would replace a registry's data
 ├── DataDirInUse              FAILED_PRECONDITION   another registry process owns the data directory
@@ -261,6 +262,12 @@ class TokenNotInForce(RegistryError):
     """The token was revoked or has expired."""
 
     code, reason = "FAILED_PRECONDITION", "TOKEN_NOT_IN_FORCE"
+
+
+class ReportUnknown(RegistryError):
+    """The registry does not have what the worker would renew."""
+
+    code, reason = "FAILED_PRECONDITION", "REPORT_UNKNOWN"
 
 
 class StoreChanged(RegistryError):

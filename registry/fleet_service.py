@@ -62,7 +62,18 @@ class WorkerService(WorkerServiceServicer):
             raise InvalidRequest(f"lease: expected up to {MAX_LEASE_S:.0f} s, found {lease_s:g} s", field="lease")
         for ours in ("state", "report_time"):
             request.worker.ClearField(ours)
-        revision = await self._store.workers.report(messages.read_worker(request.worker), lease_s=lease_s)
+        digest = check_text(request.adapters_digest, "adapters_digest", most=MAX_ID_CHARS)
+        if request.is_renewal:
+            revision = await self._store.workers.renew(
+                request.worker.id,
+                observed_revision=request.worker.observed_revision,
+                lease_s=lease_s,
+                adapters_digest=digest,
+            )
+        else:
+            revision = await self._store.workers.report(
+                messages.read_worker(request.worker), lease_s=lease_s, adapters_digest=digest
+            )
         return worker_pb.ReportWorkerResponse(revision=revision)
 
     async def ListWorkers(

@@ -295,7 +295,8 @@ class BlobUseRow(Table):
 
 
 class WorkerRow(Table):
-    """What a worker last said, and until when it may be believed."""
+    """What a worker last said, and until when it may be believed. What changes with a renewal has its own columns, so
+    that the document, which may be large, is not written again."""
 
     __tablename__ = "workers"
     __table_args__ = (Index(None, "base_model", "id"),)
@@ -303,5 +304,7 @@ class WorkerRow(Table):
     id: Mapped[str] = mapped_column(Name, primary_key=True)
     base_model: Mapped[str]
     document: Mapped[Json] = mapped_column(JSONB)
+    observed_revision: Mapped[int]
+    adapters_digest: Mapped[str | None]
     report_time: Mapped[datetime]
     lease_end: Mapped[datetime]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from registry.documents import decode, encode
+from registry.errors import ReportUnknown
 from registry.models import RegistryHead, WorkerRow
 from registry.resources import Worker, WorkerState
 from registry.store.database import Database
@@ -29,11 +30,13 @@ class Workers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def report(self, worker: Worker, *, lease_s: float) -> int:
+    async def report(self, worker: Worker, *, lease_s: float, adapters_digest: str = "") -> int:
         """Replaces what the worker last said and renews its lease. Returns the registry's revision."""
         said = {
             "base_model": worker.base_model,
             "document": encode(worker),
+            "observed_revision": worker.observed_revision,
+            "adapters_digest": adapters_digest or None,
             "report_time": func.clock_timestamp(),
             "lease_end": func.clock_timestamp() + timedelta(seconds=lease_s),
         }
@@ -45,6 +48,26 @@ class Workers:
         )
         ((revision,),) = await self._database.run(statement)
         return int(revision)
+
+    async def renew(self, worker_id: str, *, observed_revision: int, lease_s: float, adapters_digest: str) -> int:
+        """Renews the lease of what the worker said under this digest. Returns the registry's revision.
+
+        Raises ReportUnknown when it last said something else, or nothing.
+        """
+        statement = (
+            update(WorkerRow)
+            .where(WorkerRow.id == worker_id, WorkerRow.adapters_digest == adapters_digest)
+            .values(
+                observed_revision=observed_revision,
+                report_time=func.clock_timestamp(),
+                lease_end=func.clock_timestamp() + timedelta(seconds=lease_s),
+            )
+            .returning(select(RegistryHead.revision).scalar_subquery().label("head"))
+        )
+        rows = await self._database.run(statement)
+        if not rows:
+            raise ReportUnknown(f"worker {worker_id!r} has no report {adapters_digest!r} here; send all of it")
+        return int(rows[0].head)
 
     async def forget(self, *, lost_for_s: float) -> tuple[str, ...]:
         """Removes the workers whose lease ran out so long ago; returns their ids."""
@@ -77,6 +100,7 @@ class Workers:
                     _about(decode(Worker, row.document), adapters),
                     state=WorkerState.LIVE if is_live else WorkerState.LOST,
                     report_time=row.report_time,
+                    observed_revision=row.observed_revision,
                 )
                 for row, is_live in await session.execute(query)
             ]

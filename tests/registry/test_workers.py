@@ -13,9 +13,9 @@ from registry.resources import Worker, WorkerAdapter, WorkerAdapterState, Worker
 from registry.store.database import connection_string
 
 
-def worker(name: str, *, base_model: str = "base", in_flight: int = 0) -> Worker:
+def worker(name: str, *, base_model: str = "base", alias: str = "production") -> Worker:
     adapters = (
-        WorkerAdapter("sql", 1, "sha256:a", WorkerAdapterState.READY, ("production",), "", 4096, in_flight),
+        WorkerAdapter("sql", 1, "sha256:a", WorkerAdapterState.READY, (alias,), "", 4096, 3),
         WorkerAdapter("sql", 2, "sha256:b", WorkerAdapterState.FAILED, (), "tensor q: found NaN", 0, 0),
     )
     return Worker(name, "127.0.0.1:1", base_model, "sha256:base", 7, adapters)
@@ -24,9 +24,9 @@ def worker(name: str, *, base_model: str = "base", in_flight: int = 0) -> Worker
 async def test_a_report_is_seen_as_it_was_last_made_and_makes_no_revision(registry_server, client, base_model):
     before = await registry_server.state()
     assert await client.report_worker(worker("one")) == 1
-    assert await client.report_worker(worker("one", in_flight=3)) == 1
+    assert await client.report_worker(worker("one", alias="canary")) == 1
     (found,) = await client.list_workers()
-    assert (found.state, found.adapters) == (WorkerState.LIVE, worker("one", in_flight=3).adapters)
+    assert (found.state, found.adapters) == (WorkerState.LIVE, worker("one", alias="canary").adapters)
     assert found.report_time is not None
     assert await registry_server.state() == before
 

@@ -26,29 +26,29 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)loraplex/registry/v1/worker_service.proto\x12\x14loraplex.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x04 \x01(\t\x12\x19\n\x11observed_revision\x18\x05 \x01(\x04\x12\x35\n\x08\x61\x64\x61pters\x18\x06 \x03(\x0b\x32#.loraplex.registry.v1.WorkerAdapter\x12\x30\n\x05state\x18\x07 \x01(\x0e\x32!.loraplex.registry.v1.WorkerState\x12/\n\x0breport_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc3\x01\n\rWorkerAdapter\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07\x61liases\x18\x04 \x03(\t\x12\x37\n\x05state\x18\x05 \x01(\x0e\x32(.loraplex.registry.v1.WorkerAdapterState\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12\x11\n\tin_flight\x18\x08 \x01(\r\"m\n\x13ReportWorkerRequest\x12,\n\x06worker\x18\x01 \x01(\x0b\x32\x1c.loraplex.registry.v1.Worker\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"(\n\x14ReportWorkerResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"`\n\x12ListWorkersRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\"o\n\x13ListWorkersResponse\x12-\n\x07workers\x18\x01 \x03(\x0b\x32\x1c.loraplex.registry.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04*Y\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_STATE_LIVE\x10\x01\x12\x15\n\x11WORKER_STATE_LOST\x10\x02*\xc0\x01\n\x12WorkerAdapterState\x12$\n WORKER_ADAPTER_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cWORKER_ADAPTER_STATE_LOADING\x10\x01\x12\x1e\n\x1aWORKER_ADAPTER_STATE_READY\x10\x02\x12!\n\x1dWORKER_ADAPTER_STATE_DRAINING\x10\x03\x12\x1f\n\x1bWORKER_ADAPTER_STATE_FAILED\x10\x04\x32\xda\x01\n\rWorkerService\x12\x65\n\x0cReportWorker\x12).loraplex.registry.v1.ReportWorkerRequest\x1a*.loraplex.registry.v1.ReportWorkerResponse\x12\x62\n\x0bListWorkers\x12(.loraplex.registry.v1.ListWorkersRequest\x1a).loraplex.registry.v1.ListWorkersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)loraplex/registry/v1/worker_service.proto\x12\x14loraplex.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x04 \x01(\t\x12\x19\n\x11observed_revision\x18\x05 \x01(\x04\x12\x35\n\x08\x61\x64\x61pters\x18\x06 \x03(\x0b\x32#.loraplex.registry.v1.WorkerAdapter\x12\x30\n\x05state\x18\x07 \x01(\x0e\x32!.loraplex.registry.v1.WorkerState\x12/\n\x0breport_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc3\x01\n\rWorkerAdapter\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07\x61liases\x18\x04 \x03(\t\x12\x37\n\x05state\x18\x05 \x01(\x0e\x32(.loraplex.registry.v1.WorkerAdapterState\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12\x11\n\tin_flight\x18\x08 \x01(\r\"\x9a\x01\n\x13ReportWorkerRequest\x12,\n\x06worker\x18\x01 \x01(\x0b\x32\x1c.loraplex.registry.v1.Worker\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61\x64\x61pters_digest\x18\x03 \x01(\t\x12\x12\n\nis_renewal\x18\x04 \x01(\x08\"(\n\x14ReportWorkerResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\"`\n\x12ListWorkersRequest\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\"o\n\x13ListWorkersResponse\x12-\n\x07workers\x18\x01 \x03(\x0b\x32\x1c.loraplex.registry.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x04*Y\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKER_STATE_LIVE\x10\x01\x12\x15\n\x11WORKER_STATE_LOST\x10\x02*\xc0\x01\n\x12WorkerAdapterState\x12$\n WORKER_ADAPTER_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cWORKER_ADAPTER_STATE_LOADING\x10\x01\x12\x1e\n\x1aWORKER_ADAPTER_STATE_READY\x10\x02\x12!\n\x1dWORKER_ADAPTER_STATE_DRAINING\x10\x03\x12\x1f\n\x1bWORKER_ADAPTER_STATE_FAILED\x10\x04\x32\xda\x01\n\rWorkerService\x12\x65\n\x0cReportWorker\x12).loraplex.registry.v1.ReportWorkerRequest\x1a*.loraplex.registry.v1.ReportWorkerResponse\x12\x62\n\x0bListWorkers\x12(.loraplex.registry.v1.ListWorkersRequest\x1a).loraplex.registry.v1.ListWorkersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'loraplex.registry.v1.worker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=962
-  _globals['_WORKERSTATE']._serialized_end=1051
-  _globals['_WORKERADAPTERSTATE']._serialized_start=1054
-  _globals['_WORKERADAPTERSTATE']._serialized_end=1246
+  _globals['_WORKERSTATE']._serialized_start=1008
+  _globals['_WORKERSTATE']._serialized_end=1097
+  _globals['_WORKERADAPTERSTATE']._serialized_start=1100
+  _globals['_WORKERADAPTERSTATE']._serialized_end=1292
   _globals['_WORKER']._serialized_start=133
   _globals['_WORKER']._serialized_end=398
   _globals['_WORKERADAPTER']._serialized_start=401
   _globals['_WORKERADAPTER']._serialized_end=596
-  _globals['_REPORTWORKERREQUEST']._serialized_start=598
-  _globals['_REPORTWORKERREQUEST']._serialized_end=707
-  _globals['_REPORTWORKERRESPONSE']._serialized_start=709
-  _globals['_REPORTWORKERRESPONSE']._serialized_end=749
-  _globals['_LISTWORKERSREQUEST']._serialized_start=751
-  _globals['_LISTWORKERSREQUEST']._serialized_end=847
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=849
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=960
-  _globals['_WORKERSERVICE']._serialized_start=1249
-  _globals['_WORKERSERVICE']._serialized_end=1467
+  _globals['_REPORTWORKERREQUEST']._serialized_start=599
+  _globals['_REPORTWORKERREQUEST']._serialized_end=753
+  _globals['_REPORTWORKERRESPONSE']._serialized_start=755
+  _globals['_REPORTWORKERRESPONSE']._serialized_end=795
+  _globals['_LISTWORKERSREQUEST']._serialized_start=797
+  _globals['_LISTWORKERSREQUEST']._serialized_end=893
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=895
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1006
+  _globals['_WORKERSERVICE']._serialized_start=1295
+  _globals['_WORKERSERVICE']._serialized_end=1513
 # @@protoc_insertion_point(module_scope)

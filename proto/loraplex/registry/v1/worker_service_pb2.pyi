@@ -74,12 +74,16 @@ class WorkerAdapter(_message.Message):
     def __init__(self, adapter: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[WorkerAdapterState, str]] = ..., failure: _Optional[str] = ..., size_bytes: _Optional[int] = ..., in_flight: _Optional[int] = ...) -> None: ...
 
 class ReportWorkerRequest(_message.Message):
-    __slots__ = ("worker", "lease")
+    __slots__ = ("worker", "lease", "adapters_digest", "is_renewal")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IS_RENEWAL_FIELD_NUMBER: _ClassVar[int]
     worker: Worker
     lease: _duration_pb2.Duration
-    def __init__(self, worker: _Optional[_Union[Worker, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    adapters_digest: str
+    is_renewal: bool
+    def __init__(self, worker: _Optional[_Union[Worker, _Mapping]] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., adapters_digest: _Optional[str] = ..., is_renewal: _Optional[bool] = ...) -> None: ...
 
 class ReportWorkerResponse(_message.Message):
     __slots__ = ("revision",)

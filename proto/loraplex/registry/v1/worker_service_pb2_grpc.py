@@ -52,7 +52,9 @@ class WorkerServiceServicer:
     """
 
     def ReportWorker(self, request, context):
-        """ReportWorker renews a worker's lease and replaces what it last said. INVALID_ARGUMENT: no worker id.
+        """ReportWorker renews a worker's lease and replaces what it last said, or with `is_renewal` keeps it.
+        INVALID_ARGUMENT: no worker id. FAILED_PRECONDITION: a renewal of another account than the registry has
+        (REPORT_UNKNOWN); send all of it.
         UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

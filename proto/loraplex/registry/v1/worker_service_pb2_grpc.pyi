@@ -34,7 +34,9 @@ class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     ReportWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReportWorkerRequest, _worker_service_pb2.ReportWorkerResponse]
-    """ReportWorker renews a worker's lease and replaces what it last said. INVALID_ARGUMENT: no worker id.
+    """ReportWorker renews a worker's lease and replaces what it last said, or with `is_renewal` keeps it.
+    INVALID_ARGUMENT: no worker id. FAILED_PRECONDITION: a renewal of another account than the registry has
+    (REPORT_UNKNOWN); send all of it.
     UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]
@@ -50,7 +52,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReportWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReportWorkerRequest, _worker_service_pb2.ReportWorkerResponse]  # type: ignore[assignment]
-    """ReportWorker renews a worker's lease and replaces what it last said. INVALID_ARGUMENT: no worker id.
+    """ReportWorker renews a worker's lease and replaces what it last said, or with `is_renewal` keeps it.
+    INVALID_ARGUMENT: no worker id. FAILED_PRECONDITION: a renewal of another account than the registry has
+    (REPORT_UNKNOWN); send all of it.
     UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
     """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
@@ -69,7 +73,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.ReportWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.ReportWorkerResponse, _abc.Awaitable[_worker_service_pb2.ReportWorkerResponse]]:
-        """ReportWorker renews a worker's lease and replaces what it last said. INVALID_ARGUMENT: no worker id.
+        """ReportWorker renews a worker's lease and replaces what it last said, or with `is_renewal` keeps it.
+        INVALID_ARGUMENT: no worker id. FAILED_PRECONDITION: a renewal of another account than the registry has
+        (REPORT_UNKNOWN); send all of it.
         UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE with RetryInfo.
         """
 
