@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.groups import HostGroups, RowGroups, group_of_rows, host_groups
 from kernels.transfer import send
 
 _Number = TypeVar("_Number", np.int32, np.float32)
@@ -28,7 +29,8 @@ class Segments:
     scale; starts: int32 [S + 1], where each segment begins in the entries; slots: int32 [S]; segment_of: int32 [M].
     The other way round, for U rows with an entry: by_row: int32 [M], the entries in the order of their rows, those of
     one row in the order of the segments; row_starts: int32 [U + 1], where each of these rows begins in by_row.
-    is_composed: False only where no row has two entries, which spares expand the sum over them.
+    is_composed: False only where no row has two entries, which spares expand the sum over them. groups: of a composed
+    batch in which many rows use the same slots.
     """
 
     rows: torch.Tensor
@@ -39,6 +41,7 @@ class Segments:
     by_row: torch.Tensor
     row_starts: torch.Tensor
     is_composed: bool = True
+    groups: RowGroups | None = None
 
     @property
     def num_entries(self) -> int:
@@ -62,10 +65,12 @@ class Grouping:
     by_row: NDArray[np.int32]
     row_starts: NDArray[np.int32]
     is_composed: bool
+    groups: HostGroups | None = None
 
     @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
-        return (self.rows, self.weights, self.starts, self.slots, self.segment_of, self.by_row, self.row_starts)
+        fields = (self.rows, self.weights, self.starts, self.slots, self.segment_of, self.by_row, self.row_starts)
+        return fields if self.groups is None else fields + self.groups.arrays
 
     @property
     def num_entries(self) -> int:
@@ -76,7 +81,10 @@ class Grouping:
         return self.slots.size
 
     def padded(self, *, num_entries: int, num_segments: int, num_rows: int) -> Grouping:
-        """The same in arrays of M = num_entries, S = num_segments and U = num_rows, each at least what it has."""
+        """The same in arrays of M = num_entries, S = num_segments and U = num_rows, each at least what it has.
+
+        Without groups: what is padded is a decode, whose composed rows go one by one.
+        """
         end = self.num_entries
         return Grouping(
             rows=_pad(self.rows, num_entries, -1),
@@ -91,15 +99,25 @@ class Grouping:
 
     def restore(self, tensors: Sequence[torch.Tensor]) -> Segments:
         """Segments of tensors that hold `arrays`."""
-        rows, weights, starts, slots, segment_of, by_row, row_starts = tensors
-        return Segments(rows, weights, starts, slots, segment_of, by_row, row_starts, is_composed=self.is_composed)
+        rows, weights, starts, slots, segment_of, by_row, row_starts, *rest = tensors
+        return Segments(
+            rows,
+            weights,
+            starts,
+            slots,
+            segment_of,
+            by_row,
+            row_starts,
+            is_composed=self.is_composed,
+            groups=None if self.groups is None else self.groups.restore(rest),
+        )
 
 
 def group(uses: Sequence[Sequence[tuple[int, float]]], *, device: torch.device | str = "cpu") -> Segments | None:
     """Groups the rows of a batch; `uses[t]` are row t's (slot, weight) pairs, empty for the base model.
 
-    Returns None when no row uses an adapter. The order within a segment is the order of the rows; a slot that a row
-    names twice has one entry there, with the sum of the weights.
+    Returns None when no row uses an adapter. The order within a segment is that of the rows, in a composed batch after
+    that of their groups; a slot that a row names twice has one entry there, with the sum of the weights.
     """
     rows = np.fromiter((t for t, row in enumerate(uses) for _ in row), dtype=np.int32)
     slots = np.fromiter((slot for row in uses for slot, _ in row), dtype=np.int32, count=rows.size)
@@ -115,25 +133,31 @@ def group_entries(rows: NDArray[np.int32], slots: NDArray[np.int32], weights: ND
     if slots.min() < 0:
         raise ValueError(f"expected slots >= 0, found {slots.min()}: a row without an adapter has no entry")
     is_composed = int(np.bincount(rows).max()) > 1
+    group: NDArray[np.int32] | None = None
     if is_composed:
         entries, place = np.unique(slots.astype(np.int64) << 32 | rows, return_inverse=True)
         slots, rows = (entries >> 32).astype(np.int32), (entries & 0xFFFFFFFF).astype(np.int32)
         weights = np.bincount(place, weights=weights).astype(np.float32)
+        group = group_of_rows(rows, slots)
+        order = np.lexsort((rows, group, slots))
+        slots, rows, weights, group = slots[order], rows[order], weights[order], group[order]
     else:
         order = np.argsort(slots, kind="stable")
         rows, slots, weights = rows[order], slots[order], weights[order]
     heads = np.flatnonzero(np.r_[True, slots[1:] != slots[:-1]])
-    by_row = np.argsort(rows, kind="stable")
+    by_row = np.argsort(rows, kind="stable").astype(np.int32)
     sorted_rows = rows[by_row]
+    row_starts = np.r_[np.flatnonzero(np.r_[True, sorted_rows[1:] != sorted_rows[:-1]]), rows.size].astype(np.int32)
     return Grouping(
         rows=rows,
         weights=weights,
         starts=np.r_[heads, rows.size].astype(np.int32),
         slots=slots[heads],
         segment_of=np.repeat(np.arange(heads.size, dtype=np.int32), np.diff(heads, append=rows.size)),
-        by_row=by_row.astype(np.int32),
-        row_starts=np.r_[np.flatnonzero(np.r_[True, sorted_rows[1:] != sorted_rows[:-1]]), rows.size].astype(np.int32),
+        by_row=by_row,
+        row_starts=row_starts,
         is_composed=is_composed,
+        groups=None if group is None else host_groups(rows, group, by_row, row_starts),
     )
 
 

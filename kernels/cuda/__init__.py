@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.cuda.attention import attend
 from kernels.cuda.families import Family, choose, slice_length
-from kernels.cuda.module import Kernel, facts, launch, load, require_cupy
+from kernels.cuda.module import Argument, Facts, Kernel, facts, launch, load, require_cupy
 from kernels.cuda.source import options
 from kernels.errors import UnsupportedTensor
 from kernels.reference import rms_norm, rotary, silu_mul
@@ -29,10 +29,11 @@ __all__ = ["attend", "expand", "look_up", "rescale", "rms_norm", "rotary", "shri
 SHRINK = {Family.ROWS: Kernel("rows.cu", "shrink_rows"), Family.TILES: Kernel("tiles.cu", "shrink_tiles")}
 EXPAND = {Family.ROWS: Kernel("rows.cu", "expand_rows"), Family.TILES: Kernel("tiles.cu", "expand_tiles")}
 EXPAND_COMPOSED = Kernel("rows.cu", "expand_composed")
+EXPAND_GROUPS = Kernel("tiles.cu", "expand_groups")
 LOOK_UP = Kernel("lookup.cu", "look_up")
 RESCALE = Kernel("affine.cu", "rescale")
 WRITE_KV = Kernel("cache.cu", "write_kv")
-KERNELS = (*SHRINK.values(), *EXPAND.values(), EXPAND_COMPOSED, LOOK_UP, RESCALE, WRITE_KV)
+KERNELS = (*SHRINK.values(), *EXPAND.values(), EXPAND_COMPOSED, EXPAND_GROUPS, LOOK_UP, RESCALE, WRITE_KV)
 
 NUM_THREADS = 128  # of a block, in every kernel
 
@@ -142,39 +143,59 @@ def expand(s: Tensor, arena: Tensor, site: Site, segments: Segments, y: Tensor) 
     if s.dim() != 3 or s.dtype != torch.float32 or not s.is_contiguous() or s.shape[1] != segments.num_entries:
         expected = f"dense float32 slices of {segments.num_entries} entries"
         raise UnsupportedTensor(f"expected s of {expected}, found {s.dtype} {tuple(s.shape)}")
-    family = choose(segments.num_entries, segments.slots.shape[0], facts(y.device))
-    if segments.is_composed:
-        family = Family.ROWS  # rows meet entries of several segments, so a row is one block's
-    place = (
-        (segments.slots, segments.segment_of, segments.by_row, segments.row_starts)
-        if segments.is_composed
-        else (segments.starts, segments.slots, segments.segment_of)
+    given: tuple[Argument, ...] = (
+        s,
+        arena,
+        site.b_start,
+        site.ranks,
+        site.scales,
+        np.int32(len(site.columns) - 1),
+        *_ends(site.columns),
     )
+    sizes = (np.int32(s.shape[1]), np.int32(s.shape[2]), np.int32(s.shape[0]))
+    arguments: tuple[Argument, ...]
+    if segments.is_composed:
+        kernel, family, num_blocks, arguments = _composed(segments, y, facts(y.device))
+    else:
+        num_segments = segments.slots.shape[0]
+        family = choose(segments.num_entries, num_segments, facts(y.device))
+        num_units = _num_units(family, segments.num_entries, num_segments)
+        num_blocks = segments.num_entries if family is Family.ROWS else num_units
+        spans = (segments.rows, segments.weights, segments.starts, segments.slots, segments.segment_of)
+        kernel, arguments = EXPAND[family], (*spans, y, np.int64(y.stride(0)))
+    rows_staged = 1 if segments.is_composed else UNIT_ROWS[family]
     launch(
-        EXPAND_COMPOSED if segments.is_composed else EXPAND[family],
-        (
-            s,
-            arena,
-            site.b_start,
-            site.ranks,
-            site.scales,
-            np.int32(len(site.columns) - 1),
-            *_ends(site.columns),
-            segments.rows,
-            segments.weights,
-            *place,
-            y,
-            np.int64(y.stride(0)),
-            np.int32(s.shape[1]),
-            np.int32(s.shape[2]),
-            np.int32(s.shape[0]),
-        ),
-        grid=(_expand_blocks(segments, family), _num_tiles(site.columns, TILE_COLUMNS[family])),
+        kernel,
+        (*given, *arguments, *sizes),
+        grid=(num_blocks, _num_tiles(site.columns, TILE_COLUMNS[family])),
         num_threads=NUM_THREADS,
         dtype=arena.dtype,
         device=y.device,
-        shared_bytes=_staged_bytes(segments, family, s.shape[2]),
+        shared_bytes=rows_staged * s.shape[2] * 4 if family is Family.ROWS else 0,
     )
+
+
+def _composed(segments: Segments, y: Tensor, device: Facts) -> tuple[Kernel, Family, int, tuple[Argument, ...]]:
+    """What expands a composed batch: the kernel, its family, its blocks, and its arguments between site and sizes.
+
+    Where many rows use the same slots, their groups are cut into units; else a row is one block's.
+    """
+    groups, num_rows = segments.groups, segments.row_starts.shape[0] - 1
+    if groups is not None:
+        num_groups = groups.starts.shape[0] - 1
+        if choose(num_rows, num_groups, device) is Family.TILES:
+            spans = (groups.rows, groups.starts, groups.group_of, groups.member_starts, groups.first_entries)
+            entries = (segments.weights, segments.slots, segments.segment_of)
+            rest = (y, np.int64(y.stride(0)), np.int32(num_rows))
+            return (
+                EXPAND_GROUPS,
+                Family.TILES,
+                _num_units(Family.TILES, num_rows, num_groups),
+                (*entries, *spans, *rest),
+            )
+    by_row = (segments.by_row, segments.row_starts)
+    place = (segments.rows, segments.weights, segments.slots, segments.segment_of, *by_row)
+    return EXPAND_COMPOSED, Family.ROWS, num_rows, (*place, y, np.int64(y.stride(0)))
 
 
 def rescale(y: Tensor, arena: Tensor, affine: Affine, segments: Segments) -> None:
@@ -237,20 +258,6 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tens
 def _num_units(family: Family, num_entries: int, num_segments: int) -> int:
     """At most so many blocks have work: a unit for each segment, and one more for each that is full."""
     return -(-num_entries // UNIT_ROWS[family]) + num_segments
-
-
-def _expand_blocks(segments: Segments, family: Family) -> int:
-    if segments.is_composed:
-        return segments.row_starts.shape[0] - 1
-    if family is Family.ROWS:
-        return segments.num_entries
-    return _num_units(family, segments.num_entries, segments.slots.shape[0])
-
-
-def _staged_bytes(segments: Segments, family: Family, width: int) -> int:
-    if family is Family.TILES:
-        return 0
-    return (1 if segments.is_composed else UNIT_ROWS[family]) * width * 4
 
 
 def _widths(columns: tuple[int, ...]) -> list[int]:

@@ -32,6 +32,15 @@ __device__ __forceinline__ u32 pack(float first, float second) {
   return word;
 }
 
+// Whether rounding gives a finite element, for any float but bfloat16's own last step before infinity.
+__device__ __forceinline__ bool is_in_range(float value) {
+#if ELEMENT == 1
+  return true;
+#else
+  return fabsf(value) < 65520.f;  // the midpoint between float16's largest number and the next that it lacks
+#endif
+}
+
 __device__ __forceinline__ void unpack(const uint4& vector, float (&values)[PER_VECTOR]) {
   const u32 words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll

@@ -52,7 +52,7 @@ def device(monkeypatch):
 
 
 def run_steps(model, bank, slots, *, paged, prompt_ids, ops: ModuleType) -> list[torch.Tensor]:
-    """A prefill of four prompts, a token for each beside another prompt, a decode: logits of all rows."""
+    """A prefill of four prompts, a token for each beside a composed prompt, two decodes: logits of all rows."""
     one, two, three = slots["all"], slots["some"], slots["vectors"]
 
     def lora(uses):
@@ -64,12 +64,14 @@ def run_steps(model, bank, slots, *, paged, prompt_ids, ops: ModuleType) -> list
         prompts = [("a", prompt_ids(19)), ("b", prompt_ids(3, seed=1)), ("c", prompt_ids(4, seed=2)), ("v", [9, 8, 7])]
         uses = [(19, [(one, 1.0)]), (3, []), (4, [(two, 0.5)]), (3, [(three, 1.0)])]
         prefill = sequences.step(prompts, lora=lora(uses))
-        tokens = [("a", [5]), ("b", [6]), ("c", [7]), ("v", [6]), ("d", prompt_ids(2, seed=3))]
-        uses = [(1, [(one, 1.0)]), (1, []), (1, [(two, 0.5)]), (1, [(three, 1.0)]), (2, [(one, 0.5), (two, -1.0)])]
+        tokens = [("a", [5]), ("b", [6]), ("c", [7]), ("v", [6]), ("d", prompt_ids(40, seed=3))]
+        uses = [(1, [(one, 1.0)]), (1, []), (1, [(two, 0.5)]), (1, [(three, 1.0)]), (40, [(one, 0.5), (two, -1.0)])]
         mixed = sequences.step(tokens, lora=lora(uses))
         tokens = [("b", [1]), ("a", [2]), ("c", [3]), ("v", [4])]
+        uses = [(1, []), (1, [(one, 1.0)]), (1, [(two, 0.5), (one, -0.5)]), (1, [(three, 1.0)])]
+        composed = sequences.step(tokens, lora=lora(uses))
         uses = [(1, []), (1, [(one, 1.0)]), (1, [(two, 0.5)]), (1, [(three, 1.0)])]
-        return [prefill, mixed, sequences.step(tokens, lora=lora(uses))]
+        return [prefill, mixed, composed, sequences.step(tokens, lora=lora(uses))]
 
 
 def test_a_forward_pass_through_the_cuda_ops_is_the_cpus(bank_and_slots, device, paged, prompt_ids):
@@ -83,7 +85,7 @@ def test_a_forward_pass_through_the_cuda_ops_is_the_cpus(bank_and_slots, device,
         torch.testing.assert_close(actual, expected, **TOLERANCE)
     launched = Counter(launch.name for launch in device.launches)
     assert {name for kernel in kernels.cuda.KERNELS if (name := kernel.name) not in launched} == set()
-    num_layers, num_steps = model.config.num_layers, 3
+    num_layers, num_steps = model.config.num_layers, len(on_cuda)
     assert launched["write_kv"] == num_steps * num_layers
     added = sum(count for name, count in launched.items() if name.startswith(("shrink", "expand")))
     at_ends = 4 * num_steps  # shrink or look_up, and expand, at the embedding and at the head

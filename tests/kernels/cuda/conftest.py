@@ -12,6 +12,7 @@ from torch import Tensor
 import kernels.cuda
 from kernels import Segments, group, reference
 from kernels.cuda.families import Family
+from tests.kernels.cuda.cases import Bench
 from tests.kernels.cuda.outcome import Outcome
 from tests.kernels.cuda.simulator.device import Device, installed
 
@@ -72,6 +73,17 @@ def run_lora(device: Device) -> Callable[..., Outcome]:
         return Outcome(s, y, before, s_expected, y_expected, segments)
 
     return run
+
+
+@pytest.fixture
+def bench(
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    make_adapters: Callable[..., Any],
+    run_lora: Callable[..., Outcome],
+    assert_close: Callable[..., None],
+) -> Bench:
+    return Bench(device, monkeypatch, make_adapters, run_lora, assert_close)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 
@@ -18,8 +19,8 @@ from tests.kernels.cuda.simulator.occupancy import blocks_per_processor
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 DTYPES = (torch.bfloat16, torch.float16)
 
-MAX_REGISTERS = 85  # 6 blocks of 128 threads on a processor
-MIN_BLOCKS = {"shrink_tiles": 3}  # three stages of a pipeline take their memory; the others want latency hidden
+# Three stages of a pipeline take their memory, a loop over slots its registers; the others want latency hidden.
+MIN_BLOCKS = {"shrink_tiles": 3, "expand_groups": 5}
 MIN_BLOCKS_ELSE = 6
 STAGED_BYTES = {"shrink_rows": 4 * 2048 * 2, "expand_rows": 4 * 64 * 4, "expand_composed": 64 * 4}
 
@@ -29,6 +30,7 @@ EXPECTED = {
     "expand_composed": ("LDG.E.128", "STG.E.128"),
     "shrink_tiles": ("HMMA.16816.F32", "LDSM.16.M88.4", "LDGSTS.E.BYPASS"),
     "expand_tiles": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS", "STG.E.128"),
+    "expand_groups": ("HMMA.16816.F32", "LDSM.16.MT88.4", "LDGSTS.E.BYPASS", "STG.E.128"),
     "look_up": ("LDG.E.U16",),
     "rescale": ("LDG.E.128", "STG.E.128"),
     "write_kv": ("LDG.E.128", "STG.E.128"),
@@ -41,6 +43,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return value
 
 
+@functools.cache
 def compile_all(architecture: str, dtype: torch.dtype) -> tuple[dict[str, nvrtc.Resources], dict[str, Counter[str]]]:
     resources, instructions = {}, {}
     for file in sorted({kernel.file for kernel in kernels.cuda.KERNELS}):
@@ -57,7 +60,6 @@ def test_kernels_compile_within_their_limits(architecture, dtype):
     assert set(resources) == set(instructions) == {kernel.name for kernel in kernels.cuda.KERNELS}
     for name, used in resources.items():
         assert used.spill_stores == used.spill_loads == used.stack == 0, (name, used)
-        assert used.registers <= MAX_REGISTERS, (name, used)
         blocks = blocks_per_processor(
             used,
             num_threads=kernels.cuda.NUM_THREADS,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from torch import Tensor
 
 import kernels.cuda
-from kernels import Segments
 from kernels.cuda.families import Family
+from tests.kernels.cuda.cases import padded
 from tests.kernels.cuda.outcome import assert_right
 from tests.kernels.cuda.simulator.device import Device, installed
 
@@ -37,6 +34,15 @@ def test_every_popularity_equals_the_reference(uses, family, dtype, make_adapter
 def test_composed_rows_equal_the_reference(family, dtype, make_adapters, run_lora, assert_close):
     adapters = make_adapters(RANKS, 264, WIDTHS, dtype)
     assert_right(run_lora(adapters, COMPOSED), adapters.site, assert_close)
+
+
+MANY_COMPOSED = [COMPOSED[0]] * 66 + [BASE, COMPOSED[2]] * 3 + [COMPOSED[3]] * 9 + [COMPOSED[0]] * 7 + [COMPOSED[4]] * 5
+
+
+def test_rows_of_the_same_adapters_are_multiplied_together(dtype, device, make_adapters, run_lora, assert_close):
+    adapters = make_adapters(RANKS, 72, WIDTHS, dtype)
+    assert_right(run_lora(adapters, MANY_COMPOSED), adapters.site, assert_close)
+    assert {launch.name for launch in device.launches} == {"shrink_tiles", "expand_groups"}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,22 @@ def test_other_architectures_compute_the_same(
         assert_right(run_lora(adapters, POPULARITIES["zipf with base rows"]), adapters.site, assert_close)
 
 
+@pytest.mark.parametrize("composed", [False, True], ids=["plain", "composed"])
+def test_values_past_the_range_of_float16_are_added_as_they_are(
+    composed, family, make_adapters, run_lora, assert_close
+):
+    """Between shrink and expand a value is float32: 5e4 times s of about 1 is no element, and the answer is."""
+    adapters = make_adapters([(40, 8, 3), (0, 5, 16), (3, 3, 3)], 136, (264, 264, 136), torch.float16)
+    adapters.arena.mul_(0.5)
+    uses = [[(slot, 5e4 if slot < 2 else 1.0)] for slot in (0, 0, 1, 2, 0, 1, 2, 2)]
+    if composed:
+        uses += [[(0, 5e4), (1, -5e4), (2, 1.0)]] * 21
+    outcome = run_lora(adapters, uses)
+    assert outcome.s_expected.abs().max() * 5e4 > 65504
+    assert outcome.y_expected.isfinite().all()
+    assert_right(outcome, adapters.site, assert_close)
+
+
 def test_the_same_batch_gives_the_same_bits(family, make_adapters, run_lora):
     outcomes = []
     for _ in range(2):
@@ -84,23 +106,6 @@ def test_the_same_batch_gives_the_same_bits(family, make_adapters, run_lora):
 def test_padding_to_a_larger_batch_changes_nothing(uses, family, make_adapters, run_lora, assert_close):
     """A captured graph keeps its grids: entries of no segment, segments and rows without entries do nothing."""
     adapters = make_adapters(RANKS, 264, WIDTHS, torch.bfloat16)
-    outcome = run_lora(adapters, uses, launched=pad)
+    outcome = run_lora(adapters, uses, launched=lambda segments: padded(segments, by=70))
     assert_right(outcome, adapters.site, assert_close)
     assert outcome.s[:, outcome.segments.num_entries :].isnan().all()
-
-
-def pad(segments: Segments, by: int = 70) -> Segments:
-    def more(tensor: Tensor, value: int) -> Tensor:
-        return torch.cat([tensor, torch.full((by,), value, dtype=tensor.dtype)])
-
-    end = segments.num_entries
-    return replace(
-        segments,
-        rows=more(segments.rows, -1),
-        weights=more(segments.weights, 0),
-        starts=more(segments.starts, end),
-        slots=more(segments.slots, -1),
-        segment_of=more(segments.segment_of, -1),
-        by_row=more(segments.by_row, -1),
-        row_starts=more(segments.row_starts, end),
-    )

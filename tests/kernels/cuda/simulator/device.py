@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,12 @@ from tests.kernels.cuda.simulator import nvrtc
 from tests.kernels.cuda.simulator.memory import Buffer, Traffic
 from tests.kernels.cuda.simulator.simulator import Simulator
 
+ENTRY = 'extern "C" __global__'
+
 # What CuPy adds to a module's own options.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+
+FAR_BYTES = 1 << 30  # between rows, from which on nothing may lie there
 
 SCALARS = {np.dtype(character).type for character in "?bhilqBHILQefdFD"}
 
@@ -57,7 +62,7 @@ class Device:
         self.is_available = True
         self.stream = Stream(7)
         self.launches: list[Launch] = []
-        self._buffers: dict[int, Buffer] = {}
+        self._buffers: dict[int, list[Buffer]] = {}
         self._recorded: list[Callable[[], None]] | None = None
 
     @property
@@ -76,11 +81,18 @@ class Device:
         return launch.traffic
 
     def saw(self, tensor: torch.Tensor, address: int) -> None:
-        if tensor.device.type == "cpu" and tensor.numel():
-            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        """Keeps what lies behind an address until the next launch; rows that are far apart one by one."""
+        if tensor.device.type != "cpu" or not tensor.numel():
+            return
+        is_far = tensor.dim() == 2 and tensor.stride(0) * tensor.itemsize > FAR_BYTES
+        pieces = list(tensor) if is_far else [tensor]
+        self._buffers[address] = []
+        for piece in pieces:
+            begin = address + (piece.storage_offset() - tensor.storage_offset()) * tensor.itemsize
+            last = sum((size - 1) * stride for size, stride in zip(piece.shape, piece.stride(), strict=True))
             size = (last + 1) * tensor.itemsize
-            data = np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
-            self._buffers[address] = Buffer(f"{address:#x}", address, data)
+            data = np.frombuffer((ctypes.c_uint8 * size).from_address(begin), np.uint8)
+            self._buffers[address].append(Buffer(f"{begin:#x}", begin, data))
 
     def launch(
         self, module: RawModule, name: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Any, **how: Any
@@ -92,13 +104,14 @@ class Device:
         buffers = [
             Buffer(f"{name}.{index}", buffer.address, buffer.data)
             for index, value in enumerate(packed)
-            if value.itemsize == 8 and (buffer := self._buffers.get(int(value))) is not None
+            if value.itemsize == 8
+            for buffer in self._buffers.get(int(value), ())
         ]
         unique = list({buffer.address: buffer for buffer in buffers}.values())
         self._buffers.clear()
 
         def run() -> None:
-            traffic = module.simulator.launch(name, grid, block, packed, unique, shared_bytes=shared_bytes)
+            traffic = module.simulator(name).launch(name, grid, block, packed, unique, shared_bytes=shared_bytes)
             self.launches.append(Launch(name, grid, stream.ptr, shared_bytes, traffic))
 
         run()
@@ -114,20 +127,22 @@ class Device:
 
 
 class RawModule:
-    """cupy.RawModule: compiles for the device that is current."""
+    """cupy.RawModule for the device that is current. Each kernel is compiled alone, and no sooner than it is asked for:
+    whole files, as a device has them, are compiled by the gate (test_compiled).
+    """
 
     def __init__(self, device: Device, code: str, options: tuple[str, ...]) -> None:
         self._device, self._code, self._options = device, code, options
 
     def compile(self) -> None:
-        assert self.simulator is not None
+        assert ENTRY in self._code
 
     def get_function(self, name: str) -> RawKernel:
         return RawKernel(self._device, self, name)
 
-    @property
-    def simulator(self) -> Simulator:
-        return _simulator(self._code, self._device.architecture, (*self._options, *CUPY_OPTIONS))
+    def simulator(self, name: str) -> Simulator:
+        code = _with_one_entry(self._code, name)
+        return _simulator(code, self._device.architecture, (*self._options, *CUPY_OPTIONS))
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,17 @@ def _poisoned(empty: Any) -> Any:
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     return run
+
+
+def _with_one_entry(code: str, name: str) -> str:
+    """The source without its other kernels; lines keep their numbers."""
+    starts = [match.start() for match in re.finditer(f"^{re.escape(ENTRY)}", code, re.MULTILINE)]
+    for begin in reversed(starts):
+        end = code.index("\n}\n", begin) + 3 if "\n}\n" in code[begin:] else len(code)
+        text = code[begin:end]
+        if not re.search(rf"\b{name}\(", text[: text.index("{")]):
+            code = code[:begin] + "\n" * text.count("\n") + code[end:]
+    return code
 
 
 @functools.cache

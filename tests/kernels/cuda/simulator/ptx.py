@@ -35,6 +35,9 @@ TYPES: dict[str, type[np.generic]] = {
 SIZES = {name: np.dtype(kind).itemsize for name, kind in TYPES.items()}
 
 
+_BRACE = re.compile("[{}]")
+
+
 class PtxError(Exception):
     """The kernel did what it must not, or something the simulator does not know. Nothing is skipped silently."""
 
@@ -78,8 +81,10 @@ def parse(text: str) -> dict[str, Entry]:
     for match in re.finditer(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{", text):
         end, depth = match.end(), 1
         while depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
+            brace = _BRACE.search(text, end)
+            assert brace is not None, f"the body of {match.group(1)} does not end"
+            depth += 1 if brace.group() == "{" else -1
+            end = brace.end()
         entry = Entry(match.group(1), re.findall(parameter, match.group(2)))
         body = text[match.end() : end - 1]
         _place_shared(entry, text, body)

@@ -101,6 +101,8 @@ class Scheduler:
         if not ready.any():
             return
         blocks, is_alive, at = blocks[ready], is_alive[ready], at[ready]
+        if not is_alive.all():  # whose writes no barrier orders
+            machine.fail("divergent __syncthreads: threads of the block have left before it")
         last, first = np.where(is_alive, at, -1).max(axis=1), np.where(is_alive, at, NOWHERE).min(axis=1)
         if (last != first).any():
             j = int(np.argmax(last != first))
