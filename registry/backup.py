@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psycopg
 
+from registry import migrate
 from registry.embedded import find_program
 from registry.errors import BackupFailed, DatabaseInUse
 from registry.models import Table
@@ -26,7 +27,7 @@ from registry.store.database import CHANNEL, connection_string, parse_url, trans
 # Tables that came after the backup would be in the way of the migrations that make them.
 PROLOGUE = "".join(f"DROP TABLE IF EXISTS public.{name} CASCADE;\n" for name in Table.metadata.tables)
 # What a backup never has, and a restored database must not take over: a new store, with no worker heard of yet.
-EPILOGUE = "\n".join(
+NEW_STORE = "\n".join(
     (
         "UPDATE public.registry_head SET store_id = pg_catalog.gen_random_uuid()::text;",
         "DELETE FROM public.workers;",
@@ -54,6 +55,8 @@ def back_up(url: str, file: Path) -> int:
 
 def restore(url: str, file: Path, *, replace: bool = False) -> None:
     """Makes the database what it was at the backup, under a new store_id; blocking.
+
+    It has the schema of the release that made the backup, for `migrate.upgrade` to go on from.
 
     Raises DatabaseInUse when there is a registry's data and not `replace`, and BackupFailed; then nothing was changed.
     """
@@ -88,7 +91,7 @@ def restore(url: str, file: Path, *, replace: bool = False) -> None:
             shutil.copyfileobj(reader.stdout, writer.stdin)
             if reader.wait() != 0:
                 raise BackupFailed(f"{file} cannot be read: {_last_words(reader.stderr.read())}")
-            writer.stdin.write(EPILOGUE.encode())
+            writer.stdin.write((_refuse_newer() + NEW_STORE).encode())
             writer.stdin.close()
         except BrokenPipeError:
             reader.kill()  # psql has ended, and says below why
@@ -101,6 +104,21 @@ def restore(url: str, file: Path, *, replace: bool = False) -> None:
         said = writer.stderr.read()
         if writer.wait() != 0:
             raise BackupFailed(f"the database was not restored: {_last_words(said)}")
+
+
+def _refuse_newer() -> str:
+    """Ends the transaction with an error when the schema is none that this release can migrate."""
+    return f"""
+        DO $$
+        DECLARE newer text;
+        BEGIN
+            SELECT version_num INTO newer FROM public.alembic_version
+                WHERE version_num <> ALL ('{{{",".join(migrate.known_revisions())}}}');
+            IF FOUND THEN
+                RAISE 'a newer release made the backup, with the schema %', newer;
+            END IF;
+        END $$;
+        """  # noqa: S608 - the names of our own migrations
 
 
 def _check_unused(url: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 import migrations
@@ -36,6 +37,11 @@ def upgrade(url: str) -> None:
         raise translate(error) from error
     finally:
         engine.dispose()
+
+
+def known_revisions() -> list[str]:
+    """Every schema that this release can bring to the newest one."""
+    return [one.revision for one in ScriptDirectory.from_config(make_config()).walk_revisions()]
 
 
 def make_config() -> Config:

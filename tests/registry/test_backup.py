@@ -12,13 +12,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
+from sqlalchemy import create_engine
 
+from registry import migrate
 from registry.backup import back_up, restore
 from registry.checkup import find_faults
 from registry.client import RegistryClient
 from registry.errors import BackupFailed, DatabaseInUse, RegistryError
 from registry.resources import Scope, SnapshotEnd, SnapshotItem, Worker
-from registry.store.database import connection_string
+from registry.store.database import connection_string, parse_url
 from rpc.channel import connect
 
 
@@ -89,6 +92,44 @@ async def test_a_running_registry_goes_on_from_an_older_state_and_its_watchers_t
     assert message.revision == old.revision
     assert message.store_id not in ("", old.store_id)
     assert (await client.resolve("sql")).version.number == 1
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Makes the schema that of an older release, as far as its migrations can go back."""
+    engine = create_engine(parse_url(url))
+    with engine.begin() as connection:
+        config = migrate.make_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("revision", [migrate.known_revisions()[-1], migrate.known_revisions()[1]])
+async def test_a_backup_of_an_older_release_is_restored_and_then_migrated(
+    filled, copy_of_database, empty_database_url, serve_here, settings, tmp_path, revision
+) -> None:
+    file, older = tmp_path / "older.backup", copy_of_database(filled.settings.database_url)
+    await asyncio.to_thread(downgrade, older, revision)
+    await asyncio.to_thread(back_up, older, file)
+    # Over nothing, and over a newer schema with data.
+    for number, url in enumerate((empty_database_url, filled.settings.database_url)):
+        await asyncio.to_thread(restore, url, file, replace=number == 1)
+        await asyncio.to_thread(migrate.upgrade, url)
+        assert await asyncio.to_thread(find_faults, url) == []
+    async with serve_here(dataclasses.replace(settings, database_url=empty_database_url)) as restored:
+        adapter = await restored.client.get_adapter("sql")
+        assert [(one.version, one.weight) for one in adapter.aliases[0].targets] == [(1, 9000), (2, 1000)]
+        assert (await restored.client.promote("sql", 2)).changed
+
+
+async def test_a_backup_of_a_newer_release_is_refused_and_changes_nothing(filled, copy_of_database, tmp_path) -> None:
+    file, newer = tmp_path / "newer.backup", copy_of_database(filled.settings.database_url)
+    execute(newer, "UPDATE alembic_version SET version_num = '9999_later'")
+    await asyncio.to_thread(back_up, newer, file)
+    before = await filled.state()
+    with pytest.raises(BackupFailed, match="a newer release made the backup, with the schema 9999_later"):
+        await asyncio.to_thread(restore, filled.settings.database_url, file, replace=True)
+    assert await filled.state() == before
 
 
 async def test_a_file_that_is_damaged_changes_nothing(filled, tmp_path) -> None:
