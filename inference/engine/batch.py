@@ -70,6 +70,11 @@ class HostBatch:
         return self.num_rows == self.context_lens.size == self.logit_rows.size
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether a captured step may compute it: a decode whose adapters leave nothing to the host."""
+        return self.is_decode and (self.lora is None or self.lora.is_capturable)
+
+    @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
         return (
             self.token_ids,

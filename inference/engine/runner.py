@@ -46,7 +46,7 @@ class Runner:
         return choose(logits, chunks)
 
     def _logits(self, host: HostBatch) -> Tensor:
-        if self._graphs is not None and host.is_decode:
+        if self._graphs is not None and host.is_capturable:
             return self._graphs.logits(host)
         return self._model.forward(host.send(self._kv_cache.device), self._kv_cache)
 

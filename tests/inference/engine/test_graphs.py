@@ -106,3 +106,17 @@ def test_only_steps_of_nothing_but_decodes_are_captured(kv_cache, bank):
     assert runner.run([decode([3]), Chunk(prompt, 0, 1, samples=False)]) == [Sampled(4)]
     assert model.sizes == [4, 4, 2]
     assert len(graphs) == 1
+
+
+def test_a_decode_whose_adapters_leave_something_to_the_host_is_not_captured(kv_cache, bank, monkeypatch):
+    class PlanOfTheHost:
+        is_capturable = False
+        arrays = ()
+
+        def restore(self, tensors):
+            return None
+
+    monkeypatch.setattr(bank, "lora_batch", lambda *_, **__: PlanOfTheHost())
+    graphs = DecodeGraphs(LastToken(), kv_cache, eager, vocab_size=20, max_rows=8, max_blocks=4)
+    assert Runner(LastToken(), kv_cache, bank, graphs).run([decode([3])]) == [Sampled(4)]
+    assert len(graphs) == 0
