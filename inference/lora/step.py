@@ -19,6 +19,7 @@ from torch import Tensor
 import kernels
 from inference.lora.merging import Linear, Merged
 from inference.lora.vocabulary import RowsUse, replace_embedded, replace_logits
+from inference.models.linear import Multiply
 from kernels.segments import Grouping, Segments
 from kernels.site import Affine, Site
 from kernels.transfer import send
@@ -166,18 +167,19 @@ class LoraStep:
         own = [use for use in self.own_rows if use.own.site_index == site_index and use.own.is_whole]
         return sum(use.rows.size for use in own) == num_rows
 
-    def replace_logits(self, site_index: int, x: Tensor, logits: Tensor) -> Tensor:
+    def replace_logits(self, site_index: int, x: Tensor, logits: Tensor, multiply: Multiply) -> Tensor:
         """The logits of x [T, D] where adapters with rows of their own have had their say: float32 [T, V'].
 
-        V' is the largest vocabulary among those of the base model, V, and of the adapters; what a row does not know has
-        the logit -inf. Shapes: logits float32 [T, V]. Mutates: logits.
+        `multiply` is the head's own way to a product. V' is the largest vocabulary among those of the base model, V,
+        and of the adapters; what a row does not know has the logit -inf.
+        Shapes: logits float32 [T, V]. Mutates: logits.
         """
         own = [use for use in self.own_rows if use.own.site_index == site_index]
         size = max((use.own.vocab_size for use in own), default=0)
         if size > logits.shape[1]:
             logits = torch.nn.functional.pad(logits, (0, size - logits.shape[1]), value=-torch.inf)
         for use in own:
-            replace_logits(use, x, logits)
+            replace_logits(use, x, logits, multiply)
         return logits
 
     def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:

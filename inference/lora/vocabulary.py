@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from inference.models.linear import in_tiles
+from inference.models.linear import Multiply
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +61,13 @@ def replace_embedded(use: RowsUse, token_ids: Tensor, y: Tensor) -> None:
         y[rows] = torch.where(is_own[:, None], own.weight[place], y[rows])
 
 
-def replace_logits(use: RowsUse, x: Tensor, logits: Tensor) -> None:
+def replace_logits(use: RowsUse, x: Tensor, logits: Tensor, multiply: Multiply) -> None:
     """logits[t] = the slot's own rows · x[t], for its tokens, and -inf for those that it does not know.
 
     Shapes: x [T, D]; logits float32 [T, at least the slot's vocabulary]. Mutates: logits.
     """
     own, rows = use.own, _sent(use.rows, x.device)
-    # In tiles, so that what a row gets does not depend on how many share the slot; rounded as the base model's are.
-    found = in_tiles(lambda tile: functional.linear(tile, own.weight), x[rows]).float()
+    found = multiply(x[rows], own.weight).float()  # rounded to the model's dtype, as the base model's are
     mine = logits[rows]
     if own.token_ids is None:
         mine[:, : found.shape[1]] = found

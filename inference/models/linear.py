@@ -18,6 +18,10 @@ ROW_TILE = 16
 PACKED_FOR_ROWS = 32  # fits 1 to 1024 rows within noise; a layout asked for 1 row is 1.5 times slower at 32
 
 
+Multiply = Callable[[Tensor, Tensor], Tensor]
+"""x [T, D_in] and a weight [D_out, D_in] to x · weightᵀ."""
+
+
 class LoraBatch(Protocol):
     """The adapters of one batch, by row."""
 
@@ -34,10 +38,11 @@ class LoraBatch(Protocol):
     def has_whole_rows(self, site_index: int, num_rows: int) -> bool:
         """Whether no row needs the base model's weight at this site, because its adapter brings all of its own."""
 
-    def replace_logits(self, site_index: int, x: Tensor, logits: Tensor) -> Tensor:
+    def replace_logits(self, site_index: int, x: Tensor, logits: Tensor, multiply: Multiply) -> Tensor:
         """float32 [T, V'] from [T, V]: the rows' logits where adapters bring rows of the head, for x [T, D].
 
-        V' is the largest vocabulary among them; a token that a row does not know has the logit -inf. Mutates: logits.
+        `multiply` is the head's own way to a product. V' is the largest vocabulary among them; a token that a row does
+        not know has the logit -inf. Mutates: logits.
         """
 
     def renorm(self, site_index: int, h: Tensor, eps: float, y: Tensor) -> None:
@@ -67,6 +72,11 @@ class PackedLinear:
             return y
         return functional.linear(x, self._weight, self._bias)
 
+    @staticmethod
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        """x · weightᵀ for a weight that is not packed, with what is promised of this layer's own product."""
+        return functional.linear(x, weight)
+
 
 class TiledLinear(PackedLinear):
     """The same product, whose rows are the same bits whatever other rows are computed with them.
@@ -88,6 +98,10 @@ class TiledLinear(PackedLinear):
 
     def __call__(self, x: Tensor) -> Tensor:
         return in_tiles(super().__call__, x)
+
+    @staticmethod
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        return in_tiles(lambda tile: functional.linear(tile, weight), x)
 
 
 def in_tiles(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -124,6 +138,7 @@ class LoraHead:
 
     def __init__(self, linear: PackedLinear, *, site_index: int, shape: SiteShape) -> None:
         self._linear = LoraLinear(linear, site_index=site_index, shape=shape)
+        self._multiply = linear.multiply
         self._site_index = site_index
         self._vocab_size = shape.out_features
 
@@ -135,7 +150,7 @@ class LoraHead:
             logits = x.new_empty((len(x), self._vocab_size), dtype=torch.float32)
         else:
             logits = self._linear(x, lora).float()
-        return lora.replace_logits(self._site_index, x, logits)
+        return lora.replace_logits(self._site_index, x, logits, self._multiply)
 
 
 @functools.cache

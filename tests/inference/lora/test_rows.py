@@ -26,6 +26,8 @@ from inference.lora.host_cache import HostCache
 from inference.lora.loader import Adapters, check_composition
 from inference.lora.reading import Reader
 from inference.lora.slots import Slots
+from inference.lora.weights import ALIGNMENT
+from inference.models.linear import PackedLinear, TiledLinear
 from inference.models.llama import Llama
 
 # PEFT 0.21 asks transformers 5.23 for a property that the latter deprecates.
@@ -69,8 +71,8 @@ async def serve(tiny_model_dir):
     made = []
 
     class Served:
-        def __init__(self, folder, dtype, capacity_bytes):
-            self.model = Llama.load(folder, dtype)
+        def __init__(self, folder, dtype, capacity_bytes, linear):
+            self.model = Llama.load(folder, dtype, linear=linear)
             self.bank = Bank(self.model.sites, capacity_bytes=capacity_bytes, dtype=self.model.dtype, max_slots=16)
             self.bank._arena.fill_(torch.nan)
             slots = Slots(capacity_bytes)
@@ -87,8 +89,8 @@ async def serve(tiny_model_dir):
             """The adapters of a batch: (number of rows, uses) of each sequence; the logits of all are wanted."""
             return self.bank.lora_batch(rows).send("cpu")
 
-    def make(name, dtype="float32", capacity_bytes=CAPACITY):
-        made.append(Served(tiny_model_dir(name), dtype, capacity_bytes))
+    def make(name, dtype="float32", capacity_bytes=CAPACITY, linear=PackedLinear):
+        made.append(Served(tiny_model_dir(name), dtype, capacity_bytes, linear))
         return made[-1]
 
     yield make
@@ -187,14 +189,31 @@ async def test_in_bfloat16_it_is_close_to_peft(kind, serve, write_peft, files_of
     lease.release()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_with_tiled_products_a_row_has_the_same_bits_alone_and_in_any_batch(
+    dtype, serve, write_peft, files_of, paged, prompt_ids
+):
+    served = serve("llama with a wide middle", dtype, linear=TiledLinear)
+    folder, _ = write_peft("special", "llama with a wide middle", **KINDS["added tokens under LoRA"])
+    lease = await served.adapters.acquire(files_of(folder))
+    texts, uses = [prompt_ids(n, seed=n) for n in (9, 1, 24)], [(lease.slot, 1.0)]
+    alone = [paged(served.model).step([("a", ids)], lora=served.lora([(len(ids), uses)])) for ids in texts]
+    rows = [(len(ids), uses) for ids in texts] + [(3, [])]
+    chunks = [(f"{n}", ids) for n, ids in enumerate([*texts, [1, 2, 3]])]
+    parts = paged(served.model).step(chunks, lora=served.lora(rows)).split([9, 1, 24, 3])
+    assert all(map(torch.equal, alone, parts))
+    lease.release()
+
+
 async def test_only_the_rows_that_differ_take_memory(serve, write_peft, files_of):
     served, leases = serve(TIED), {}
     for kind in ("added tokens", "added and trained tokens", "both saved"):
         leases[kind] = await served.adapters.acquire(files_of(write_peft(kind, TIED, **KINDS[kind])[0]))
     plain = await served.adapters.acquire(files_of(write_peft("plain", TIED)[0]))
     more = {kind: (lease.size_bytes - plain.size_bytes) for kind, lease in leases.items()}
-    assert more["added tokens"] == 2 * (3 * 32 * 4 + 32)  # the ids of three tokens, and a gap
-    assert more["added and trained tokens"] == 2 * (4 * 32 * 4 + 32)
+    ids_bytes = 4 * ALIGNMENT  # of a few tokens, and a gap
+    assert more["added tokens"] == 2 * (3 * 32 * 4 + ids_bytes)
+    assert more["added and trained tokens"] == 2 * (4 * 32 * 4 + ids_bytes)
     assert more["both saved"] == 2 * 96 * 32 * 4
     for lease in (*leases.values(), plain):
         lease.release()

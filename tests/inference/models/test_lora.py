@@ -61,7 +61,7 @@ class OneAdapter:
     def has_whole_rows(self, site_index, num_rows):
         return False
 
-    def replace_logits(self, site_index, x, logits):
+    def replace_logits(self, site_index, x, logits, multiply):
         return logits
 
     def renorm(self, site_index, h, eps, y):
