@@ -177,6 +177,7 @@ class SentencePieceDecoder:
             self._said = error.start if is_open else len(self._run)
         else:
             self._said = len(self._run)
+        self._stripped(bytes(self._run[: self._said]).decode("utf-8", "replace"))  # what was said began the text
 
     def _end_of_run(self) -> str:
         run, said = bytes(self._run), self._said

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -169,6 +169,8 @@ def test_an_answer_may_begin_anywhere_in_a_text(name, edge, cut):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(before=st.text(max_size=10), after=st.text(max_size=10))
+@example(before="0", after=" ")
+@example(before=" ", after=" ")
 def test_what_was_said_before_an_answer_is_not_said_again(name, before, after):
     tokenizer = TOKENIZERS[name]
     first, second = spell_in_bytes(tokenizer, before), spell_in_bytes(tokenizer, after)
