@@ -40,6 +40,12 @@ FEATURES = {
         "layers_to_transform": [0, 2],
     },
     "lora_bias": {"target_modules": LINEARS, "lora_bias": True},
+    "patterns": {
+        "target_modules": "all-linear",
+        "exclude_modules": r".*\.1\.mlp\..*",
+        "rank_pattern": {r"layers\.[01]\.self_attn\.q_proj": 5, "down_proj": 1},
+        "alpha_pattern": {r"^model\.layers\.2\..*": 3, "o_proj": 40},
+    },
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "head": {"target_modules": ["lm_head", "q_proj"], "r": 3},
     "saved norms": {"target_modules": ["q_proj"], "modules_to_save": ["layernorm", "model.norm"]},

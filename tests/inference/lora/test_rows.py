@@ -4,6 +4,7 @@ beside, and nobody else ever sees their tokens.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import warnings
 
@@ -273,6 +274,31 @@ async def test_a_decode_with_rows_of_its_own_is_not_captured_and_is_the_same(ser
         assert torch.equal(graphs.logits(host), served.model.forward(host.send("cpu"), cache))
     assert len(graphs) == 0
     lease.release()
+
+
+async def test_under_traffic_that_evicts_them_each_answer_is_the_answer_alone(
+    make_worker, write_peft, tiny_model_dir, prompt_ids
+):
+    names = ["added tokens under LoRA", "both saved", "trained tokens", "a cut vocabulary"]
+    folders = [write_peft(name, TIED, **KINDS[name])[0] for name in names]
+    sizes = [99, 96, 96, 90]
+    options = {"model": Llama.load(tiny_model_dir(TIED), "float32"), "base_folder": tiny_model_dir(TIED)}
+    requests = [
+        ([*(min(token_id, size - 1) for token_id in prompt_ids(5 + n, seed=n)), size - 1], [(folder, 1.0)])
+        for n in range(3)
+        for folder, size in zip(folders, sizes, strict=True)
+    ]
+    requests += [(prompt_ids(9, seed=n), []) for n in range(4)]
+    calm = make_worker(**options)
+    alone = [await calm.generate(prompt, uses) for prompt, uses in requests]
+    held = sorted(loaded.size_bytes for loaded in calm.adapters.loaded())
+    worker = make_worker(**options, adapter_bytes=held[-1] + held[0], max_step_tokens=16)
+    together = await asyncio.gather(*(worker.generate(prompt, uses) for prompt, uses in requests))
+    for found, expected in zip(together, alone, strict=True):
+        assert [token.token_id for token in found] == [token.token_id for token in expected]
+        logprobs = torch.tensor([[token.logprob for token in answer] for answer in (found, expected)])
+        torch.testing.assert_close(logprobs[0], logprobs[1], rtol=0, atol=1e-3)
+    assert len(worker.adapters.loaded()) < len(names), "nothing was evicted"
 
 
 def changed(folder, key, change):
