@@ -96,7 +96,8 @@ async def _upload(
         async with asyncio.timeout(STALL_S):
             await call.write(pb.UploadBlobRequest(header=header))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(has_answered.wait(), patience_s)
+            async with asyncio.timeout(patience_s):  # wait_for can swallow a cancellation before Python 3.12
+                await has_answered.wait()
         if not has_answered.is_set():
             with contextlib.suppress(asyncio.InvalidStateError):  # It has answered meanwhile.
                 await _send(call, path, header.offset_bytes, on_bytes)
