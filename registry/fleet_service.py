@@ -8,7 +8,7 @@ from loraplex.registry.v1 import watch_service_pb2 as watch_pb
 from loraplex.registry.v1 import worker_service_pb2 as worker_pb
 from loraplex.registry.v1.watch_service_pb2_grpc import WatchServiceServicer
 from loraplex.registry.v1.worker_service_pb2_grpc import WorkerServiceServicer
-from registry import messages
+from registry import fleet_messages
 from registry.access import Access, grant
 from registry.errors import InvalidRequest
 from registry.requests import MAX_ID_CHARS, check_text, read_page
@@ -34,7 +34,7 @@ class WatchService(WatchServiceServicer):
         async def send(store_id: str, message: WatchMessage) -> None:
             # Even an idle watch says something now and then, so one whose token ended does not outlive it for long.
             await self._access.check_again()
-            await context.write(messages.write_watch(message, store_id=store_id))
+            await context.write(fleet_messages.write_watch(message, store_id=store_id))
 
         await self._watches.stream(
             send,
@@ -72,7 +72,7 @@ class WorkerService(WorkerServiceServicer):
             )
         else:
             revision = await self._store.workers.report(
-                messages.read_worker(request.worker), lease_s=lease_s, adapters_digest=digest
+                fleet_messages.read_worker(request.worker), lease_s=lease_s, adapters_digest=digest
             )
         return worker_pb.ReportWorkerResponse(revision=revision)
 
@@ -85,7 +85,7 @@ class WorkerService(WorkerServiceServicer):
             adapters = frozenset({request.adapter})
         found = await self._store.workers.list(read_page(request), base_model=request.base_model, adapters=adapters)
         return worker_pb.ListWorkersResponse(
-            workers=[messages.write_worker(one) for one in found.page.items],
+            workers=[fleet_messages.write_worker(one) for one in found.page.items],
             next_page_token=found.page.next_token,
             revision=found.revision,
         )

@@ -19,7 +19,7 @@ import grpc
 from loraplex.registry.v1 import watch_service_pb2 as watch_pb
 from loraplex.registry.v1 import watch_service_pb2_grpc as watch_rpcs
 from registry.errors import RegistryError, StoreUnavailable
-from registry.messages import read_watch
+from registry.fleet_messages import read_watch
 from registry.resources import SnapshotEnd, SnapshotItem, WatchMessage
 from registry.retries import backoff_s
 from rpc.status import from_rpc_error

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from adapter.manifest import Manifest
+from registry.answers import RegisteredVersion
 from registry.artifacts import check_artifact
 from registry.blobs import BlobStore
 from registry.errors import AdapterRefused
@@ -13,7 +14,7 @@ from registry.resources import Provenance, VersionState
 from registry.sources import Sources
 from registry.store import Store
 from registry.store.database import Call
-from registry.store.versions import NewVersion, RegisteredVersion
+from registry.store.versions import NewVersion
 
 # A header may take 64 MiB while it is parsed; a burst of registrations must not add that up.
 MAX_CHECKS = 2

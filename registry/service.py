@@ -15,6 +15,7 @@ from loraplex.registry.v1 import registry_service_pb2 as pb
 from registry import admin_messages, messages
 from registry.access import grant
 from registry.admin_service import AdminService, make_call
+from registry.answers import MovedAlias
 from registry.blobs import CHUNK_BYTES, BlobStore
 from registry.errors import InvalidManifest, InvalidRequest, NotImplementedYet, PermissionDenied, RegistryError
 from registry.registration import Registration
@@ -32,7 +33,6 @@ from registry.requests import (
 )
 from registry.resources import DEFAULT_ALIAS, BaseModel, LineageKey, LineageKind
 from registry.store import Store
-from registry.store.aliases import MovedAlias
 from registry.store.lineage import MAX_DEPTH
 from registry.verification import find_problems
 

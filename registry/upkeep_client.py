@@ -9,19 +9,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from loraplex.registry.v1 import upkeep_service_pb2 as pb
 from loraplex.registry.v1.upkeep_service_pb2_grpc import UpkeepServiceStub
+from registry.answers import Compacted
 from registry.calls import Calls
 
 # Removing a month of events takes its time, and so does looking at every stored file.
 DEADLINE_S = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """Answer of `compact`: events up to `compacted_revision` are gone."""
-
-    compacted_revision: int
-    revision: int
-    removed_events: int
 
 
 @dataclass(frozen=True, slots=True)

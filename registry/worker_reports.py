@@ -10,11 +10,10 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from loraplex.registry.v1 import worker_service_pb2 as pb
-from loraplex.registry.v1.worker_service_pb2_grpc import WorkerServiceStub
-from registry import messages
+from loraplex.registry.v1 import worker_service_pb2_grpc as rpcs
+from registry import fleet_messages
 from registry.calls import Calls
 from registry.errors import ReportUnknown
 from registry.resources import Worker
@@ -33,7 +32,9 @@ class _Told:
 class WorkerReports:
     """The reports of the workers of one process, of which there is usually one."""
 
-    def __init__(self, stub: WorkerServiceStub, calls: Calls, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stub: rpcs.WorkerServiceAsyncStub, calls: Calls, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stub = stub
         self._calls = calls
         self._now = now
@@ -55,12 +56,11 @@ class WorkerReports:
 
     async def _send(self, worker: Worker, digest: str, lease_s: float | None, *, is_renewal: bool) -> int:
         request = pb.ReportWorkerRequest(
-            worker=messages.write_worker(worker), adapters_digest=digest, is_renewal=is_renewal
+            worker=fleet_messages.write_worker(worker), adapters_digest=digest, is_renewal=is_renewal
         )
         if lease_s is not None:
             request.lease.FromNanoseconds(int(lease_s * 1e9))
-        report: Any = self._stub.ReportWorker
-        return int((await self._calls.call(report, request)).revision)
+        return (await self._calls.call(self._stub.ReportWorker, request)).revision
 
 
 def digest_of(worker: Worker) -> str:

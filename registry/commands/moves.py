@@ -9,11 +9,11 @@ from registry.printing import targets, worker_progress
 from registry.resources import Alias
 
 if TYPE_CHECKING:
-    from registry.client import Promoted
+    from registry.answers import MovedAlias
     from registry.options import Session
 
 
-async def tell_moved(session: Session, moved: Promoted, *, dry_run: bool, wait_s: float | None) -> None:
+async def tell_moved(session: Session, moved: MovedAlias, *, dry_run: bool, wait_s: float | None) -> None:
     """Writes what changed. Waits until every live worker serves it, for at most `wait_s` if that is given.
 
     Raises what `wait_until_served` raises.

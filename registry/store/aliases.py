@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, delete, func, insert, select
@@ -10,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from adapter.splits import FULL_WEIGHT, add_canary
+from registry.answers import MovedAlias
 from registry.documents import decode, encode
 from registry.errors import (
     AliasMoved,
@@ -27,16 +27,6 @@ from registry.store.paging import Page, PageRequest, make_page
 from registry.store.rows import aliases_of, select_aliases
 from registry.store.signing import check_policy
 from registry.store.versions import get_version
-
-
-@dataclass(frozen=True, slots=True)
-class MovedAlias:
-    """An alias after a call; `changed` is false when it already pointed there, `before` empty when it was not there."""
-
-    alias: Alias
-    before: tuple[AliasTarget, ...]
-    revision: int
-    changed: bool
 
 
 class Aliases:

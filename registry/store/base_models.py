@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sqlalchemy import insert, select
 
+from registry.answers import CreatedBaseModel
 from registry.documents import encode
 from registry.errors import BaseModelExists, BaseModelNotFound
 from registry.models import BaseModelParentRow, BaseModelRow
@@ -15,15 +16,6 @@ from registry.store.database import Call, Database, Write
 from registry.store.lineage import parents_of, refuse_cycle
 from registry.store.paging import Page, PageRequest, make_page
 from registry.store.rows import load_base_models, modules_of
-
-
-@dataclass(frozen=True, slots=True)
-class CreatedBaseModel:
-    """The base model as stored; `created` is false when it was already there."""
-
-    base_model: BaseModel
-    revision: int
-    created: bool
 
 
 class BaseModels:

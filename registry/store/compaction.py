@@ -13,6 +13,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from registry.answers import Compacted
 from registry.models import AuditRow, EventRow, RegistryHead, RequestRow
 from registry.store.database import Database
 
@@ -28,15 +29,6 @@ class Keep:
 
     revisions: int
     age_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """Where the store is after a compaction, and how much that removed."""
-
-    compacted_revision: int
-    revision: int
-    removed_events: int
 
 
 class Compaction:

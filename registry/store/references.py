@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, Select, bindparam, literal, select
@@ -11,21 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from adapter.names import Reference
 from adapter.splits import FULL_WEIGHT, choose_side
+from registry.answers import ResolvedVersion
 from registry.errors import VersionNotFound, WrongBaseModel
 from registry.models import AliasTargetRow, RegistryHead, VersionRow
-from registry.resources import AdapterVersion, VersionState
+from registry.resources import VersionState
 from registry.store.adapters import get_adapter
 from registry.store.aliases import alias_not_found, check_promotable
 from registry.store.database import Database
 from registry.store.rows import select_versions, version_of
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedVersion:
-    """What a reference means, and the revision at which this holds."""
-
-    version: AdapterVersion
-    revision: int
 
 
 class References:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from adapter.manifest import Manifest
 from adapter.names import MAX_NUMBER, Reference
+from registry.answers import RegisteredVersion
 from registry.documents import encode
 from registry.errors import (
     BaseModelNotFound,
@@ -54,15 +55,6 @@ class NewVersion:
     def state(self) -> VersionState:
         """Where the check leaves it."""
         return VersionState.REJECTED if self.rejection_reasons else VersionState.VALIDATED
-
-
-@dataclass(frozen=True, slots=True)
-class RegisteredVersion:
-    """The version as stored; `created` is false when the same digest was already there."""
-
-    version: AdapterVersion
-    revision: int
-    created: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from loraplex.registry.v1 import registry_service_pb2_grpc as rpcs
 from loraplex.registry.v1 import resources_pb2
 from loraplex.registry.v1 import watch_service_pb2 as watch_pb
 from loraplex.registry.v1 import watch_service_pb2_grpc as watch_rpcs
-from registry import messages, retries, transfers
+from registry import fleet_messages, retries, transfers
 from registry.client import RegistryClient
 from registry.errors import (
     AdapterNotFound,
@@ -451,7 +451,7 @@ async def test_a_download_that_stalls_is_an_error(tmp_path: Path, monkeypatch: p
 def watching(*found: WatchMessage, store_id: str = "s", then: RegistryError | None = None) -> Handler:
     async def handle(_: Any) -> AsyncIterator[Any]:
         for message in found:
-            yield messages.write_watch(message, store_id=store_id)
+            yield fleet_messages.write_watch(message, store_id=store_id)
         if then is not None:
             raise then
         await asyncio.Event().wait()

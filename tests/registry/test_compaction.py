@@ -13,7 +13,7 @@ import pytest
 
 from loraplex.registry.v1 import watch_service_pb2 as pb
 from registry.errors import InvalidRequest, RegistryError, RevisionCompacted, StoreChanged
-from registry.messages import read_watch
+from registry.fleet_messages import read_watch
 from registry.resources import Change, Progress, SnapshotEnd
 from registry.store import compaction as compaction_module
 from registry.store.database import connection_string

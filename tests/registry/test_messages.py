@@ -9,7 +9,7 @@ import pytest
 
 from adapter.manifest import Manifest, ManifestFile
 from loraplex.registry.v1 import resources_pb2, watch_service_pb2
-from registry import admin_messages, messages
+from registry import admin_messages, fleet_messages, messages
 from registry.errors import InvalidManifest, InvalidRequest
 from registry.resources import (
     Adapter,
@@ -103,7 +103,7 @@ def test_every_resource_survives_the_trip() -> None:
     assert messages.read_base_model(messages.write_base_model(BASE_MODEL)) == BASE_MODEL
     assert messages.read_alias(messages.write_alias(ALIAS)) == ALIAS
     assert messages.read_version(messages.write_version(VERSION)) == VERSION
-    assert messages.read_worker(messages.write_worker(WORKER)) == WORKER
+    assert fleet_messages.read_worker(fleet_messages.write_worker(WORKER)) == WORKER
     adapter = Adapter("sql", "base", 3, (ALIAS,), NOW)
     assert messages.read_adapter(messages.write_adapter(adapter)) == adapter
     change = AliasChange(9, (), TARGETS, "alice", NOW, "because")
@@ -134,7 +134,7 @@ def test_every_resource_survives_the_trip() -> None:
 )
 def test_every_event_survives_the_trip(happening: Happening) -> None:
     event = Event(9, NOW, happening)
-    assert messages.read_event(messages.write_event(event)) == event
+    assert fleet_messages.read_event(fleet_messages.write_event(event)) == event
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_every_event_survives_the_trip(happening: Happening) -> None:
     ],
 )
 def test_every_message_of_a_watch_survives_the_trip(message: WatchMessage) -> None:
-    assert messages.read_watch(messages.write_watch(message, store_id="store")) == message
+    assert fleet_messages.read_watch(fleet_messages.write_watch(message, store_id="store")) == message
 
 
 @pytest.mark.parametrize("path", ["../a", "/a", "a\\b", ""])
@@ -161,21 +161,21 @@ def test_a_manifest_that_is_none_is_refused(path: str) -> None:
 
 @pytest.mark.parametrize("state", [0, 99])
 def test_a_state_that_this_release_does_not_know_is_refused(state: Any) -> None:
-    message = messages.write_worker(WORKER)
+    message = fleet_messages.write_worker(WORKER)
     message.adapters[0].state = state
     with pytest.raises(InvalidRequest, match="expected a WorkerAdapterState"):
-        messages.read_worker(message)
+        fleet_messages.read_worker(message)
 
 
 def test_a_report_without_a_state_is_of_a_live_worker() -> None:
-    message = messages.write_worker(WORKER)
+    message = fleet_messages.write_worker(WORKER)
     message.ClearField("state")
-    assert messages.read_worker(message).state is WorkerState.LIVE
+    assert fleet_messages.read_worker(message).state is WorkerState.LIVE
 
 
 def test_kinds_of_a_newer_registry_are_left_out() -> None:
-    assert messages.read_watch(watch_service_pb2.WatchResponse(store_id="store")) is None
-    assert messages.read_event(watch_service_pb2.Event(revision=1)) is None
-    assert messages.read_watch(
+    assert fleet_messages.read_watch(watch_service_pb2.WatchResponse(store_id="store")) is None
+    assert fleet_messages.read_event(watch_service_pb2.Event(revision=1)) is None
+    assert fleet_messages.read_watch(
         watch_service_pb2.WatchResponse(change=watch_service_pb2.Change(revision=3, events=[{"revision": 3}]))
     ) == Change(3, ())

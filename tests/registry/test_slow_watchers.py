@@ -9,7 +9,7 @@ from typing import Any
 from loraplex.registry.v1 import watch_service_pb2 as pb
 from loraplex.registry.v1 import watch_service_pb2_grpc as rpcs
 from registry.client import RegistryClient
-from registry.messages import read_watch
+from registry.fleet_messages import read_watch
 from registry.resources import Change
 from rpc.channel import connect
 

@@ -20,7 +20,7 @@ from registry.errors import (
     RevisionFuture,
     StoreChanged,
 )
-from registry.messages import read_watch
+from registry.fleet_messages import read_watch
 from registry.resources import (
     AdapterVersion,
     Alias,

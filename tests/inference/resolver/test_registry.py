@@ -15,7 +15,7 @@ from inference.resolver.cache import FileCache
 from inference.resolver.registry import RegistryResolver
 from inference.resolver.table import Key, Side, Split, Table
 from registry import errors
-from registry.client import Resolved
+from registry.answers import ResolvedVersion
 from registry.resources import AdapterVersion, VersionState
 
 OURS, THEIRS = "sha256:" + "b" * 64, "sha256:" + "c" * 64
@@ -33,7 +33,7 @@ class Registry:
         self.answer = answer
         self.asked: list[str] = []
 
-    async def resolve(self, reference: str, **_: Any) -> Resolved:
+    async def resolve(self, reference: str, **_: Any) -> ResolvedVersion:
         self.asked.append(reference)
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -43,7 +43,7 @@ class Registry:
             base_model_digest=found.base_model_digest, manifest=found.manifest, rank=8, alpha=8.0,
             target_modules=(), features=(), state=VersionState.VALIDATED, size_bytes=2,
         )  # fmt: skip
-        return Resolved(version, 1)
+        return ResolvedVersion(version, 1)
 
     async def read_blob(self, digest: str, path: Path, *, size_bytes: int) -> None:
         if isinstance(self.answer, Exception):
