@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from examples.base_model import ensure_base_model
 
 ROOT = Path(__file__).parents[1]
+
+# Generated cases are the same in every run, and a busy machine fails none of them. To look for new ones:
+# pytest --hypothesis-profile=default --hypothesis-seed=random
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
