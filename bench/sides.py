@@ -17,7 +17,7 @@ import grpc
 from adapter.manifest import manifest_of_adapter
 from examples.processes import Processes
 from inference.app import Core, open_core
-from inference.engine.request import Finished, Request, SamplingParams, SlotUse
+from inference.engine.request import Request, SamplingParams, SlotUse
 from inference.lora.loader import Lease
 from inference.lora.reading import AdapterFiles
 from inference.settings import Settings
@@ -124,8 +124,8 @@ class InProcess:
         )
         stamps, last = Stamps(0.0, [], 0), 0.0
         async for tokens in self._core.streams.open(self._core.engine, request, []).batches():
-            if isinstance(tokens, Finished):
-                break
+            if not isinstance(tokens, list):
+                break  # the end, as nobody swaps weights here
             last = _stamp(stamps, len(tokens), last, began)
         return stamps
 

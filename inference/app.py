@@ -226,6 +226,7 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
             found,
             desk,
             core.adapters,
+            core.engine,
             base_model_digest=model.digest,
             max_bytes=settings.push_bytes,
             allowed=settings.pushes,

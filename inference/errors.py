@@ -17,6 +17,7 @@ InferenceError
 ├── QueueFull                 RESOURCE_EXHAUSTED
 ├── TenantRateExceeded        RESOURCE_EXHAUSTED    more tokens a second than its tenant may have; says when to retry
 ├── NameTaken                 FAILED_PRECONDITION   a name to push that is the registry's
+├── ReloadRefused             FAILED_PRECONDITION   running requests cannot go on with weights of another kind
 ├── PushesOff                 FAILED_PRECONDITION
 ├── TooManyPushes             RESOURCE_EXHAUSTED
 ├── PushStalled               ABORTED               nothing came for too long
@@ -140,6 +141,12 @@ class NameTaken(InferenceError):
     """The registry has an adapter of this name."""
 
     code, reason = "FAILED_PRECONDITION", "NAME_TAKEN"
+
+
+class ReloadRefused(InferenceError):
+    """Running requests cannot go on with these weights."""
+
+    code, reason = "FAILED_PRECONDITION", "RELOAD_REFUSED"
 
 
 class PushesOff(InferenceError):

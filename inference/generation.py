@@ -25,7 +25,7 @@ from inference import messages
 from inference.adapters import AdapterDesk
 from inference.answer import Answer
 from inference.engine.engine import Engine
-from inference.engine.request import MAX_TENANT_CHARS, Finished, Request, SlotUse, Token
+from inference.engine.request import MAX_TENANT_CHARS, Finished, Reloaded, Request, SlotUse, Token
 from inference.errors import InvalidRequest
 from inference.identity import ModelIdentity
 from inference.lora.loader import Lease, check_composition
@@ -92,7 +92,8 @@ class Generation:
             sampling=asked.sampling,
             stop_token_ids=asked.stop_ids,
             uses=tuple(
-                SlotUse(lease.slot, lease.digest, adapter.weight) for lease, adapter in zip(leases, served, strict=True)
+                SlotUse(lease.slot, lease.digest, adapter.weight, follows=lease.follows)
+                for lease, adapter in zip(leases, served, strict=True)
             ),
             arrival_s=arrival_s,
             answers=asked.candidates,
@@ -109,20 +110,26 @@ class Generation:
                     request_id=request_id,
                     base_model=self._model.name,
                     base_model_digest=self._model.digest,
-                    adapters=served,
+                    adapters=messages.now_served(served, stream.uses),
                     registry_revision=self._revision(),
                     prompt_tokens=len(asked.prompt_ids),
                     cached_tokens=admitted.cached_tokens,
                 )
             )
-            async for message in self._tell(reader, asked, stream, request=engine_request):
+            async for message in self._tell(reader, asked, stream, served, request=engine_request):
                 yield message
         finally:
             if not stream.is_finished:
                 self._engine.cancel(engine_request.id)
 
     async def _tell(
-        self, reader: RequestReader, asked: Asked, stream: Stream, *, request: Request
+        self,
+        reader: RequestReader,
+        asked: Asked,
+        stream: Stream,
+        served: Sequence[pb.ServedAdapter],
+        *,
+        request: Request,
     ) -> AsyncIterator[pb.GenerateResponse]:
         """The prompt if it was asked for, and every answer up to its Finished."""
         has_scores = asked.sampling.prompt_logprobs is not None
@@ -137,7 +144,7 @@ class Generation:
                 told = answers[number]
                 if told.has_ended:  # by a stop string, before the engine knew
                     continue
-                for message in self._news(asked, told, news, number=number, arrival_s=request.arrival_s):
+                for message in self._news(asked, told, news, served, number=number, arrival_s=request.arrival_s):
                     if asked.is_ranked:
                         told.held.append(message)
                     else:
@@ -151,9 +158,18 @@ class Generation:
                 yield messages.of_answer(rank, message)
 
     def _news(
-        self, asked: Asked, told: _Told, news: Sequence[Token] | Finished, *, number: int, arrival_s: float
+        self,
+        asked: Asked,
+        told: _Told,
+        news: Sequence[Token] | Reloaded | Finished,
+        served: Sequence[pb.ServedAdapter],
+        *,
+        number: int,
+        arrival_s: float,
     ) -> list[pb.GenerateResponse]:
-        """What the next tokens of an answer, or its end, give to tell."""
+        """What the next tokens of an answer, other weights for it, or its end give to tell."""
+        if isinstance(news, Reloaded):
+            return [messages.reloaded(news, served)]
         answer, found = told.answer, []
         if not isinstance(news, Finished):
             told.first_token_s = told.first_token_s or time.monotonic() - arrival_s
@@ -237,9 +253,11 @@ def _release(leases: Iterable[Lease]) -> None:
         lease.release()
 
 
-def _by_answer(batch: list[Token] | Finished) -> list[tuple[int, Sequence[Token] | Finished]]:
+def _by_answer(
+    batch: list[Token] | Reloaded | Finished,
+) -> list[tuple[int, Sequence[Token] | Reloaded | Finished]]:
     """What is new of each answer, by its number."""
-    if isinstance(batch, Finished):
+    if isinstance(batch, Reloaded | Finished):
         return [(batch.answer, batch)]
     tokens: dict[int, list[Token]] = {}
     for token in batch:

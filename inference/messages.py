@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from inference.answer import Answer, Piece
 from inference.catalog import Model, ModelState
-from inference.engine.request import Finished, FinishReason, Score
+from inference.engine.request import Finished, FinishReason, Reloaded, Score, SlotUse
 from inference.errors import InvalidRequest
 from inference.resolver import Version
 from inference.tiers import Tier
@@ -56,6 +56,20 @@ def tier(asked: int) -> Tier:
 
 def served(version: Version, weight: float) -> pb.ServedAdapter:
     return pb.ServedAdapter(adapter=version.adapter, version=version.number, digest=version.digest, weight=weight)
+
+
+def now_served(adapters: Sequence[pb.ServedAdapter], uses: Sequence[SlotUse]) -> list[pb.ServedAdapter]:
+    """The adapters of a request with the weights that these uses of them, in the same order, say."""
+    return [
+        pb.ServedAdapter(adapter=one.adapter, version=one.version, digest=use.digest, weight=one.weight)
+        for one, use in zip(adapters, uses, strict=True)
+    ]
+
+
+def reloaded(event: Reloaded, adapters: Sequence[pb.ServedAdapter]) -> pb.GenerateResponse:
+    """`adapters` are those that the request began with."""
+    now = now_served(adapters, event.uses)
+    return pb.GenerateResponse(reloaded=pb.Reloaded(answer=event.answer, index=event.index, adapters=now))
 
 
 def prompt(token_ids: Sequence[int], text: str, scores: Sequence[Score]) -> pb.GenerateResponse:
@@ -117,11 +131,13 @@ def finished(
 
 
 def of_answer(number: int, message: pb.GenerateResponse) -> pb.GenerateResponse:
-    """A chunk or the end of an answer as those of answer `number`."""
+    """A message about an answer as one about answer `number`."""
     renamed = pb.GenerateResponse()
     renamed.CopyFrom(message)
     if renamed.HasField("chunk"):
         renamed.chunk.answer = number
+    elif renamed.HasField("reloaded"):
+        renamed.reloaded.answer = number
     else:
         renamed.finished.answer = number
     return renamed

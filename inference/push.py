@@ -3,13 +3,16 @@
     header ──► chunks ──► private file ──► digest and size ──► plan, values ──► slot ──► the name means it
                bounded memory; hashed on the way              as any load      beside   in one assignment
 
-Whatever goes wrong before the last arrow changes nothing and leaves nothing. Knows no protobuf.
+Whatever goes wrong before the last arrow changes nothing and leaves nothing. Running requests finish on the weights
+that they began with, or, where that is asked for, go on with the new ones from the next step on: both lie in memory,
+and between two steps the requests are pointed at the others. Knows no protobuf.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import hashlib
 import logging
 import shutil
@@ -23,16 +26,17 @@ from adapter.config import MAX_CONFIG_BYTES
 from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapter.names import Reference, check_name, is_digest
 from inference.adapters import AdapterDesk
+from inference.engine.engine import Engine
 from inference.errors import (
     AdapterNotFound,
     InvalidRequest,
     NameTaken,
-    NotImplementedYet,
     PushesOff,
     PushStalled,
+    ReloadRefused,
     TooManyPushes,
 )
-from inference.lora.loader import Adapters
+from inference.lora.loader import Adapters, Lease
 from inference.resolution import Resolution
 from inference.resolver import PUSHED, Version
 from inference.resolver.intake import read_manifest
@@ -74,6 +78,7 @@ class Pushes:
         found: Resolution,
         desk: AdapterDesk,
         adapters: Adapters,
+        engine: Engine,
         *,
         base_model_digest: str,
         max_bytes: int,
@@ -82,6 +87,7 @@ class Pushes:
         self._found = found
         self._desk = desk
         self._adapters = adapters
+        self._engine = engine
         self._base_model_digest = base_model_digest
         self._max_bytes = max_bytes
         self._allowed = allowed
@@ -92,22 +98,21 @@ class Pushes:
         """Serves the weights under their name. Returns when it does.
 
         Raises InvalidRequest and InvalidName for a header or bytes that are not as announced, PushesOff, NameTaken,
-        TooManyPushes, PushStalled, RegistryUnreachable, and everything that a load raises.
+        TooManyPushes, PushStalled, ReloadRefused, RegistryUnreachable, and everything that a load raises.
         """
         if self._allowed == "off":
             raise PushesOff
         self._check(header)
-        if header.mode is ReloadMode.IMMEDIATE:
-            raise NotImplementedYet("RELOAD_MODE_IMMEDIATE is not part of this release", field="header.mode")
         if self._num_running == MAX_PUSHES:
             raise TooManyPushes(f"{MAX_PUSHES} pushes are under way, and no more may be", retry_after_s=1.0)
         self._num_running += 1
         try:
             await self._check_name_is_free(header.adapter)
-            folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._found.scratch, prefix="push-"))
+            # At once: what a thread makes for a caller that gives up meanwhile is nobody's.
+            folder = Path(tempfile.mkdtemp(dir=self._found.scratch, prefix="push-"))
             try:
                 version = await self._receive(header, chunks, folder)
-                return await self._serve(version, folder)
+                return await self._serve(version, folder, header.mode)
             finally:
                 await self._clean(folder)
         finally:
@@ -140,7 +145,7 @@ class Pushes:
         """Writes the files to a folder. Raises InvalidRequest when the bytes are not the announced ones."""
         await asyncio.to_thread((folder / CONFIG_FILE).write_bytes, header.adapter_config)
         hasher, left = hashlib.sha256(), header.size_bytes
-        with await asyncio.to_thread((folder / WEIGHTS_FILE).open, "wb") as file:
+        with _create(folder / WEIGHTS_FILE) as file:
             while (chunk := await _next(chunks)) is not None:
                 if not 0 < len(chunk) <= MAX_CHUNK_BYTES:
                     raise _invalid("chunk", f"expected 1 to {MAX_CHUNK_BYTES} bytes, found {len(chunk)}")
@@ -157,7 +162,7 @@ class Pushes:
         manifest = await asyncio.to_thread(read_manifest, folder)
         return Version(header.adapter, 0, manifest.digest, self._base_model_digest, manifest, source=PUSHED)
 
-    async def _serve(self, version: Version, folder: Path) -> Version:
+    async def _serve(self, version: Version, folder: Path, mode: ReloadMode) -> Version:
         """Loads the version beside what serves, and switches."""
         pushed = self._found.pushed
         if not pushed.has_files(version.digest):
@@ -166,16 +171,37 @@ class Pushes:
         try:
             async with self._switching:
                 await self._check_name_is_free(version.adapter)
-                self._switch(version)
+                if pushed.meaning(version.adapter) != version:
+                    await self._switch(version, lease, mode)
         finally:
             lease.release()
         log.info("%s now serves %s, which was pushed", version.name, version.digest)
         return version
 
-    def _switch(self, version: Version) -> None:
+    async def _switch(self, version: Version, lease: Lease, mode: ReloadMode) -> None:
+        """Gives the name its new meaning, in one piece for the event loop; returns when running requests see it.
+
+        Raises ReloadRefused and Draining; then nothing has changed.
+        """
+        followers = self._desk.followers(version.adapter) if mode is ReloadMode.IMMEDIATE else []
+        for follower in followers:
+            _check_may_go_on(follower, lease)
+        # Everything that was submitted so far is moved by the engine, and whatever comes later has a lease that is.
+        moved = self._engine.reload(version.adapter, slot=lease.slot, digest=lease.digest) if followers else None
         before = self._found.pushed.switch(version)
-        if before is None or before.digest == version.digest:
-            return
+        old = [lease.again() for _ in followers]
+        for follower, one in zip(followers, old, strict=True):
+            follower.exchange(one)
+        if moved is not None:
+            ended = asyncio.wrap_future(moved)
+            for one in old:  # which the step under way still uses, whether or not who pushed waits for it
+                ended.add_done_callback(functools.partial(_release, one))
+            await asyncio.shield(ended)
+        if before is not None:
+            self._let_go(before, version)
+
+    def _let_go(self, before: Version, version: Version) -> None:
+        """Frees the weights that the name meant before, once nothing uses them; its pin is the name's."""
         if any(loaded.is_pinned for loaded in self._adapters.loaded() if loaded.digest == before.digest):
             self._adapters.pin(version.digest)
             self._adapters.unpin(before.digest)
@@ -188,8 +214,8 @@ class Pushes:
         gone = pushed.drop_unused(self._adapters.is_loading)
         if not pushed.uses(folder):
             gone.append(folder)
-        for one in gone:
-            await asyncio.to_thread(shutil.rmtree, one, True)
+        # A call may be cancelled twice, and a thread's work that has not begun is cancelled with who waits for it.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, _remove, gone))
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
@@ -198,6 +224,28 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
             return await anext(chunks, None)
     except TimeoutError:
         raise PushStalled(f"nothing came for {STALL_S:g} s") from None
+
+
+def _check_may_go_on(follower: Lease, lease: Lease) -> None:
+    """Raises ReloadRefused where the request of a lease was checked for another kind of adapter."""
+    if follower.is_composable and not lease.is_composable:
+        raise ReloadRefused("running requests may use sums of adapters, and the new weights scale or replace (DoRA)")
+    if follower.vocab_size != lease.vocab_size:
+        sizes = [f"{one.vocab_size} tokens" if one.vocab_size else "the base model" for one in (follower, lease)]
+        raise ReloadRefused(f"running requests have the words of {sizes[0]}, and the new weights those of {sizes[1]}")
+
+
+def _release(lease: Lease, _: object) -> None:
+    lease.release()
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _create(path: Path) -> BinaryIO:
+    return path.open("xb")
 
 
 def _append(file: BinaryIO, update: Callable[[bytes], None], chunk: bytes) -> None:

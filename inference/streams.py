@@ -9,10 +9,10 @@ which is after a cancelled request's last step.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Protocol
 
-from inference.engine.request import Admitted, Event, Failed, Finished, PromptScored, Request, Score, Token
+from inference.engine.request import Admitted, Event, Failed, Finished, PromptScored, Reloaded, Request, Score, Token
 
 # Tokens that a stream may gather before its request is paused: some ten seconds of a fast answer, a few KiB without
 # log-probabilities. The steps under way add one each.
@@ -45,19 +45,21 @@ class Releasable(Protocol):
 class Stream:
     """The answers to one request, as they come."""
 
-    def __init__(self, engine: Engine, request_id: str, leases: Sequence[Releasable]) -> None:
+    def __init__(self, engine: Engine, request: Request, leases: Sequence[Releasable]) -> None:
         self._engine = engine
-        self.request_id = request_id
+        self.request_id = request.id
+        self.uses = request.uses
+        """The adapters that its first token is computed with."""
         self._leases = leases
         self._is_paused = False
         self._admitted: Admitted | None = None
         self.prompt_scores: tuple[Score, ...] = ()
         """Of every prompt token but the first, if they were asked for; there before the first token."""
-        self._tokens: list[Token] = []
+        self._news: list[Token | Reloaded] = []
         self._ends: list[Finished] = []
         self._failure: Failed | None = None
         self._is_finished = False
-        self._news = asyncio.Event()
+        self._has_news = asyncio.Event()
 
     async def admitted(self) -> Admitted:
         """Returns when the first step that computed the request has run; before `batches`. Raises what it failed with.
@@ -65,26 +67,28 @@ class Stream:
         A request that is cancelled before that is told to nobody: only who reads the stream cancels it.
         """
         while self._admitted is None:
-            await self._news.wait()
+            await self._has_news.wait()
             if self._failure is not None:
                 raise self._failure.error
             assert self._admitted is not None or not self._ends, "expected no one to read a cancelled request"
         return self._admitted
 
-    async def batches(self) -> AsyncIterator[list[Token] | Finished]:
+    async def batches(self) -> AsyncIterator[list[Token] | Reloaded | Finished]:
         """Every token in order, as many at once as have come, and a Finished after the last token of each answer.
+
+        A Reloaded comes between the tokens that were computed before and after it.
 
         The tokens of several answers are mixed. Ends with the last Finished; raises what the engine failed with.
         """
         is_over = False
         while not is_over:
-            await self._news.wait()
-            self._news.clear()
-            tokens, self._tokens = self._tokens, []
+            await self._has_news.wait()
+            self._has_news.clear()
+            news, self._news = self._news, []
             ends, self._ends = self._ends, []
             is_over = self._is_finished
-            if tokens:
-                yield tokens
+            for batch in _batches(news):
+                yield batch
             if self._is_paused:  # and whoever reads has come back for more
                 self._is_paused = False
                 self._engine.resume(self.request_id)
@@ -106,10 +110,15 @@ class Stream:
             case PromptScored():
                 self.prompt_scores = event.scores
             case Token():
-                self._tokens.append(event)
-                if len(self._tokens) > MAX_UNREAD and not self._is_paused:
+                self._news.append(event)
+                if len(self._news) > MAX_UNREAD and not self._is_paused:
                     self._is_paused = True
                     self._engine.pause(self.request_id)
+            case Reloaded() if self._admitted is None:
+                self.uses = event.uses
+                return False  # nobody need know before the request is admitted
+            case Reloaded():
+                self._news.append(event)
             case Finished():
                 self._ends.append(event)
                 self._is_finished = event.is_last
@@ -119,8 +128,23 @@ class Stream:
         if self._is_finished:
             for lease in self._leases:
                 lease.release()
-        self._news.set()
+        self._has_news.set()
         return self._is_finished
+
+
+def _batches(news: Sequence[Token | Reloaded]) -> Iterator[list[Token] | Reloaded]:
+    """As many tokens at once as come without another event between them."""
+    tokens: list[Token] = []
+    for one in news:
+        if isinstance(one, Token):
+            tokens.append(one)
+            continue
+        if tokens:
+            yield tokens
+            tokens = []
+        yield one
+    if tokens:
+        yield tokens
 
 
 class Streams:
@@ -138,7 +162,7 @@ class Streams:
 
     def open(self, engine: Engine, request: Request, leases: Sequence[Releasable]) -> Stream:
         """Submits the request; from here on the stream owns the leases, also when this raises what `submit` raises."""
-        stream = Stream(engine, request.id, leases)
+        stream = Stream(engine, request, leases)
         self._streams[request.id] = stream
         self._empty.clear()
         try:

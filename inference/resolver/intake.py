@@ -51,7 +51,7 @@ class Intake:
 
         Raises AdapterLoadFailed when they are no adapter, and what `fill` raises.
         """
-        scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._scratch))
+        scratch = Path(tempfile.mkdtemp(dir=self._scratch))
         try:
             folder = await asyncio.to_thread(fill, scratch)
             version = make(await asyncio.to_thread(read_manifest, folder))

@@ -32,6 +32,10 @@ class PushedResolver:
     def uses(self, folder: Path) -> bool:
         return folder in self._folders.values()
 
+    def meaning(self, name: str) -> Version | None:
+        """What the name means now."""
+        return self._versions.get(name)
+
     def switch(self, version: Version) -> Version | None:
         """From now on the name means this version. Returns the one before."""
         before = self._versions.get(version.adapter)

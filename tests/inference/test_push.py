@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -13,10 +13,12 @@ import pytest
 from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE, manifest_of_adapter
 from inference import push
 from inference.errors import InferenceError
+from inference.lora.reading import AdapterFiles
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from rpc.status import from_rpc_error
 
 PROMPT = [5, 6, 7]
+IMMEDIATE = pb.RELOAD_MODE_IMMEDIATE
 
 
 def parts(folder, name="rl", *, chunk_bytes=1000, **changes):
@@ -51,15 +53,72 @@ def scheduled(worker):
     return asyncio.wrap_future(worker.core.engine.run_between_steps(lambda: None))
 
 
-@contextmanager
-def held(worker):
-    """The engine takes no step."""
-    go_on = threading.Event()
-    worker.core.engine.run_between_steps(go_on.wait)
-    try:
-        yield
-    finally:
-        go_on.set()
+class Running:
+    """An answer under way: its ids, and the messages that are no tokens."""
+
+    def __init__(self, worker, *adapters, max_tokens, **fields):
+        request = pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=PROMPT),
+            adapters=adapters,
+            stop=pb.StopConditions(max_tokens=max_tokens, ignore_eos=True),
+            **fields,
+        )
+        self._call = worker.stub.Generate(request, timeout=60)
+        self.token_ids = []
+        self.others = []
+
+    async def read(self, count=10**9):
+        """Reads until so many tokens are there, or to the end."""
+        while len(self.token_ids) < count:
+            message = await self._call.read()
+            if message is grpc.aio.EOF:
+                break
+            self.token_ids += message.chunk.token_ids
+            if not message.HasField("chunk"):
+                self.others.append(message)
+
+    @property
+    def reloads(self):
+        return [message.reloaded for message in self.others if message.HasField("reloaded")]
+
+
+def use(reference, weight=None):
+    return pb.AdapterUse(reference=reference, weight=weight)
+
+
+class Gate:
+    """Steps of the engine that the test allows, one by one, until it is left."""
+
+    def __init__(self, worker):
+        self._runner = worker.core.engine._runner
+        self._run = self._runner.run
+        self._turns = threading.Semaphore(0)
+
+    def __enter__(self):
+        self._runner.run = self._step
+        return self
+
+    def __exit__(self, *_):
+        self._runner.run = self._run
+        self._turns.release(1000)  # for the step that waits
+
+    def allow(self, steps):
+        self._turns.release(steps)
+
+    def _step(self, chunks):
+        self._turns.acquire()
+        return self._run(chunks)
+
+
+async def push_meanwhile(worker, gate, folder, **header):
+    """Pushes while a request runs, whose step under way ends when the name means the new weights."""
+    call = worker.stub.PushAdapter(iter(parts(folder, **header)))
+    meaning = ("rl", manifest_of_adapter(folder).digest)
+    models = []
+    while meaning not in [(one.reference, one.digest) for one in models]:
+        models = (await worker.stub.ListModels(pb.ListModelsRequest())).models
+    gate.allow(1)
+    return await call
 
 
 async def test_pushed_weights_are_served_under_their_name_and_listed(open_worker, tiny_adapter):
@@ -78,26 +137,18 @@ async def test_a_second_push_switches_the_name_and_running_requests_finish_on_wh
     open_worker, tiny_adapter, tmp_path
 ):
     one, two = tiny_adapter("one", seed=1), tiny_adapter("two", seed=2, rank=8, targets=("o_proj", "down_proj"))
-    async with open_worker(adapters=(f"one={one}", f"two={two}")) as worker:
-        expected = [await worker.tokens(PROMPT, name, max_tokens=200) for name in ("one", "two")]
-        assert expected[0] != expected[1]
+    async with open_worker(adapters=(f"one={one}",)) as worker:
+        expected = await worker.tokens(PROMPT, "one", max_tokens=50)
         await worker.stub.PushAdapter(iter(parts(one)))
-        running = worker.stub.Generate(
-            pb.GenerateRequest(
-                token_ids=pb.TokenIds(ids=PROMPT),
-                adapters=[pb.AdapterUse(reference="rl")],
-                stop=pb.StopConditions(max_tokens=200, ignore_eos=True),
-            )
-        )
-        started = await running.read()
-        with held(worker):  # so that it is still running when the name changes its meaning
-            await worker.stub.PushAdapter(iter(parts(two)))
-        assert await worker.tokens(PROMPT, "rl", max_tokens=200) == expected[1]
-        found = []
-        while (message := await running.read()) is not grpc.aio.EOF:
-            found += message.chunk.token_ids
-        assert found == expected[0]
-        assert started.started.adapters[0].digest == manifest_of_adapter(one).digest
+        running = Running(worker, use("rl"), max_tokens=50)
+        with Gate(worker) as gate:
+            gate.allow(5)
+            await running.read(5)
+            await push_meanwhile(worker, gate, two)
+        assert await worker.tokens(PROMPT, "rl", max_tokens=50) != expected
+        await running.read()
+        assert (running.token_ids, running.reloads) == (expected, [])
+        assert running.others[0].started.adapters[0].digest == manifest_of_adapter(one).digest
         assert len(left_behind(tmp_path)) == 1, "the files of the first push were kept"
 
 
@@ -248,3 +299,161 @@ async def test_the_same_weights_again_change_nothing(open_worker, tiny_adapter, 
         assert {answer.adapter.digest for answer in again} == {first.adapter.digest}
         assert left_behind(tmp_path) == files
         assert await worker.tokens(PROMPT, "rl")
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"rank": 8, "targets": ("o_proj", "down_proj")}], ids=["the same layout", "another layout"]
+)
+async def test_an_immediate_push_changes_the_weights_under_a_running_request_and_says_where(
+    open_worker, tiny_adapter, kind
+):
+    one, two = tiny_adapter("one", seed=1), tiny_adapter("two", seed=2, **kind)
+    async with open_worker(adapters=(f"one={one}", f"two={two}")) as worker:
+        expected = await worker.tokens(PROMPT, "one", max_tokens=100)
+        await worker.stub.PushAdapter(iter(parts(one)))
+        with Gate(worker) as gate:
+            running, exact = (
+                Running(worker, use(reference), max_tokens=100) for reference in ("rl", manifest_of_adapter(one).digest)
+            )
+            gate.allow(8)
+            await running.read(5)
+            await exact.read(1)
+            answer = await push_meanwhile(worker, gate, two, mode=IMMEDIATE)
+        await running.read()
+        await exact.read()
+        (reload,) = running.reloads
+        assert (reload.answer, 5 <= reload.index < 12) == (0, True)
+        assert [(now.adapter, now.digest) for now in reload.adapters] == [("rl", answer.adapter.digest)]
+        assert running.token_ids[: reload.index] == expected[: reload.index]
+        assert running.token_ids[reload.index :] != expected[reload.index :]
+        assert len(running.token_ids) == 100
+        assert (exact.token_ids, exact.reloads) == (expected, []), "a digest means these weights and no others"
+        # Both weights answer what they always answer: nobody finds the keys and values of the mixed answer.
+        prompt = PROMPT + running.token_ids[:80]
+        assert await worker.tokens(prompt, "rl") == await worker.tokens(prompt, "two")
+        assert await worker.tokens(PROMPT, "one", max_tokens=100) == expected
+        worker.core.adapters.check_integrity()
+
+
+async def test_tokens_after_an_immediate_push_are_the_new_weights_over_the_old_keys_and_values(
+    open_worker, tiny_adapter, paged
+):
+    one, two = tiny_adapter("one", seed=1), tiny_adapter("two", seed=2)
+    async with open_worker(adapters=(f"one={one}", f"two={two}")) as worker:
+        await worker.stub.PushAdapter(iter(parts(one)))
+        running = Running(worker, use("rl"), max_tokens=60)
+        with Gate(worker) as gate:
+            gate.allow(5)
+            await running.read(5)
+            await push_meanwhile(worker, gate, two, mode=IMMEDIATE)
+        await running.read()
+        (reload,) = running.reloads
+        assert reload.index == 6
+        adapters, bank = worker.core.adapters, worker.core.engine._runner._bank
+        leases = [await adapters.acquire(AdapterFiles(manifest_of_adapter(folder), folder)) for folder in (one, two)]
+        tokens, twin, sequence = PROMPT + running.token_ids, [], paged(worker.core.model)
+        for position, token in enumerate(tokens[:-1]):
+            is_new = position >= len(PROMPT) + reload.index - 1
+            lora = bank.lora_batch([(1, [(leases[is_new].slot, 1.0)])]).send("cpu")
+            twin.append(int(sequence.step([("a", [token])], lora=lora).argmax()))
+        assert twin[len(PROMPT) - 1 :] == running.token_ids
+        for lease in leases:
+            lease.release()
+
+
+async def test_requests_that_wait_are_answered_by_the_new_weights_and_started_says_so(open_worker, tiny_adapter):
+    one, two = tiny_adapter("one", seed=1), tiny_adapter("two", seed=2)
+    async with open_worker(adapters=(f"two={two}",), max_batch=1) as worker:
+        expected = await worker.tokens(PROMPT, "two")
+        await worker.stub.PushAdapter(iter(parts(one)))
+        with Gate(worker) as gate:
+            gate.allow(1)
+            busy = Running(worker, max_tokens=20)
+            await busy.read(1)
+            waiting = Running(worker, use("rl"), max_tokens=8)
+            while not worker.core.engine.stats().waiting:
+                await asyncio.sleep(0)
+            await push_meanwhile(worker, gate, two, mode=IMMEDIATE)
+        await waiting.read()
+        await busy.read()
+        assert waiting.token_ids == expected
+        assert waiting.reloads == []
+        (served,) = waiting.others[0].started.adapters
+        assert served.digest == manifest_of_adapter(two).digest
+
+
+async def test_a_reload_touches_only_its_own_part_of_a_composition(open_worker, tiny_adapter):
+    one, two, other = (tiny_adapter(name, seed=seed) for seed, name in enumerate(("one", "two", "other")))
+    async with open_worker(adapters=(f"other={other}",)) as worker:
+        await worker.stub.PushAdapter(iter(parts(one)))
+        running = Running(worker, use("other", 0.5), use("rl", 0.25), max_tokens=20)
+        with Gate(worker) as gate:
+            gate.allow(3)
+            await running.read(3)
+            answer = await push_meanwhile(worker, gate, two, mode=IMMEDIATE)
+        await running.read()
+        (reload,) = running.reloads
+        found = [(now.adapter, now.digest, now.weight) for now in reload.adapters]
+        assert found == [("other", manifest_of_adapter(other).digest, 0.5), ("rl", answer.adapter.digest, 0.25)]
+
+
+async def test_every_answer_of_a_request_is_told(open_worker, tiny_adapter):
+    one, two = tiny_adapter("one", seed=1), tiny_adapter("two", seed=2)
+    async with open_worker() as worker:
+        await worker.stub.PushAdapter(iter(parts(one)))
+        running = Running(worker, use("rl"), max_tokens=20, n=2)
+        with Gate(worker) as gate:
+            gate.allow(4)
+            await running.read(3)
+            await push_meanwhile(worker, gate, two, mode=IMMEDIATE)
+        await running.read()
+        assert sorted(reload.answer for reload in running.reloads) == [0, 1]
+
+
+async def test_weights_that_running_requests_cannot_go_on_with_change_nothing(open_worker, tiny_adapter, tmp_path):
+    one, dora = tiny_adapter("one", seed=1), tiny_adapter("dora", seed=2, use_dora=True)
+    async with open_worker(adapters=(f"one={one}",)) as worker:
+        expected = await worker.tokens(PROMPT, "one", max_tokens=30)
+        await worker.stub.PushAdapter(iter(parts(one)))
+        files = left_behind(tmp_path)
+        running = Running(worker, use("rl"), max_tokens=30)
+        with Gate(worker) as gate:
+            gate.allow(1)
+            await running.read(1)
+            error = await refused(worker.stub.PushAdapter(iter(parts(dora, mode=IMMEDIATE))))
+        assert error.reason == "RELOAD_REFUSED"
+        await running.read()
+        assert (running.token_ids, running.reloads) == (expected, [])
+        assert left_behind(tmp_path) == files
+        assert await worker.tokens(PROMPT, "rl", max_tokens=30) == expected
+        await worker.stub.PushAdapter(iter(parts(dora, mode=IMMEDIATE)))  # now that nobody runs on the others
+
+
+async def test_pushes_every_few_steps_fail_no_request_and_leak_nothing(open_worker, tiny_adapter, tmp_path):
+    folders = [tiny_adapter(f"step-{seed}", seed=seed, rank=4 + seed % 3) for seed in range(4)]
+    async with open_worker() as worker:
+        await worker.stub.PushAdapter(iter(parts(folders[0])))
+        digests = {manifest_of_adapter(folder).digest for folder in folders}
+
+        async def ask(turns):
+            for _ in range(turns):
+                running = Running(worker, use("rl"), max_tokens=40)
+                await running.read()
+                assert len(running.token_ids) == 40
+                indices = [reload.index for reload in running.reloads]
+                assert indices == sorted(indices)
+                assert {reload.adapters[0].digest for reload in running.reloads} <= digests
+
+        async with asyncio.TaskGroup() as group:
+            asking = [group.create_task(ask(4)) for _ in range(4)]
+            turn = 0
+            while not all(task.done() for task in asking):
+                turn += 1
+                mode = IMMEDIATE if turn % 3 else pb.RELOAD_MODE_DRAIN
+                await worker.stub.PushAdapter(iter(parts(folders[turn % len(folders)], mode=mode)))
+        worker.core.adapters.check_integrity()
+        (loaded,) = worker.core.adapters.loaded()
+        assert (loaded.leases, loaded.digest) == (0, manifest_of_adapter(folders[turn % len(folders)]).digest)
+        assert len(left_behind(tmp_path)) == 1
+        stats = worker.core.engine.stats()
+        assert stats.blocks_free == stats.blocks

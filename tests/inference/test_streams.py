@@ -8,7 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from inference.engine.request import Admitted, Failed, Finished, FinishReason, Request, SamplingParams, Token
+from inference.engine.request import (
+    Admitted,
+    Failed,
+    Finished,
+    FinishReason,
+    Reloaded,
+    Request,
+    SamplingParams,
+    SlotUse,
+    Token,
+)
 from inference.errors import EngineFailed, QueueFull
 from inference.streams import MAX_UNREAD, Stream, Streams
 
@@ -174,3 +184,16 @@ async def test_a_request_is_paused_when_its_tokens_are_not_taken_and_goes_on_whe
     deliver_from_another_thread(streams, [END])
     assert await anext(batches) == END
     assert engine.orders == ["pause", "resume"]
+
+
+async def test_a_reload_comes_between_the_tokens_before_and_after_it_and_one_before_the_start_is_no_news() -> None:
+    streams = Streams()
+    stream = streams.open(Engine(), make_request(), [])
+    early, late = (Reloaded("r", index, (SlotUse(index, "sha256:new"),)) for index in (0, 1))
+    deliver_from_another_thread(
+        streams, [early], [Admitted("r", cached_tokens=0), Token("r", 0, 10)], [late, Token("r", 1, 11)], [END]
+    )
+    await stream.admitted()
+    assert stream.uses == early.uses
+    found = [batch async for batch in stream.batches()]
+    assert found == [[Token("r", 0, 10)], late, [Token("r", 1, 11)], END]

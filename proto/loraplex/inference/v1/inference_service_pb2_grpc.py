@@ -188,7 +188,10 @@ class InferenceServiceServicer:
 
     def PushAdapter(self, request_iterator, context):
         """PushAdapter streams tensors from a trainer straight into memory, checked against their digest, as a version of
-        its own. The first message must be the header. INVALID_ARGUMENT: digest, names or shapes. Adapter errors.
+        its own, which lasts until the next push of the name or the end of the process. The first message must be the
+        header. INVALID_ARGUMENT: the digest, the size or the name. FAILED_PRECONDITION: the name is the registry's, or the
+        worker takes no pushes. RESOURCE_EXHAUSTED with RetryInfo: too many pushes at once. ABORTED: nothing came for too
+        long. Adapter errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,7 +69,10 @@ class InferenceServiceStub:
     """UnpinAdapter lets an adapter be evicted again. NOT_FOUND: not pinned."""
     PushAdapter: _grpc.StreamUnaryMultiCallable[_inference_service_pb2.PushAdapterRequest, _inference_service_pb2.PushAdapterResponse]
     """PushAdapter streams tensors from a trainer straight into memory, checked against their digest, as a version of
-    its own. The first message must be the header. INVALID_ARGUMENT: digest, names or shapes. Adapter errors.
+    its own, which lasts until the next push of the name or the end of the process. The first message must be the
+    header. INVALID_ARGUMENT: the digest, the size or the name. FAILED_PRECONDITION: the name is the registry's, or the
+    worker takes no pushes. RESOURCE_EXHAUSTED with RetryInfo: too many pushes at once. ABORTED: nothing came for too
+    long. Adapter errors.
     """
 
 @_typing.type_check_only
@@ -113,7 +116,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """UnpinAdapter lets an adapter be evicted again. NOT_FOUND: not pinned."""
     PushAdapter: _aio.StreamUnaryMultiCallable[_inference_service_pb2.PushAdapterRequest, _inference_service_pb2.PushAdapterResponse]  # type: ignore[assignment]
     """PushAdapter streams tensors from a trainer straight into memory, checked against their digest, as a version of
-    its own. The first message must be the header. INVALID_ARGUMENT: digest, names or shapes. Adapter errors.
+    its own, which lasts until the next push of the name or the end of the process. The first message must be the
+    header. INVALID_ARGUMENT: the digest, the size or the name. FAILED_PRECONDITION: the name is the registry's, or the
+    worker takes no pushes. RESOURCE_EXHAUSTED with RetryInfo: too many pushes at once. ABORTED: nothing came for too
+    long. Adapter errors.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -220,7 +226,10 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.PushAdapterResponse, _abc.Awaitable[_inference_service_pb2.PushAdapterResponse]]:
         """PushAdapter streams tensors from a trainer straight into memory, checked against their digest, as a version of
-        its own. The first message must be the header. INVALID_ARGUMENT: digest, names or shapes. Adapter errors.
+        its own, which lasts until the next push of the name or the end of the process. The first message must be the
+        header. INVALID_ARGUMENT: the digest, the size or the name. FAILED_PRECONDITION: the name is the registry's, or the
+        worker takes no pushes. RESOURCE_EXHAUSTED with RetryInfo: too many pushes at once. ABORTED: nothing came for too
+        long. Adapter errors.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
