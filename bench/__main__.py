@@ -1,6 +1,7 @@
 """`make bench`: every benchmark in turn, each in a process of its own, or those that are named.
 
     serving    tokens/s and latencies, in process and over gRPC, beside the memory's bandwidth
+    adapters   their memory: what loads cost themselves and others, promotions, growth
     registry   resolve, list, snapshot, watches and promotions
 
 Each prints a table and writes JSON to .cache/bench; `python -m bench.NAME --help` tells what it takes.
@@ -16,7 +17,7 @@ import sys
 import click
 
 # In the order in which they run, with what they need to show everything.
-PARTS: dict[str, list[str]] = {"serving": [], "registry": ["--worker"]}
+PARTS: dict[str, list[str]] = {"serving": [], "adapters": [], "registry": ["--worker"]}
 
 
 @click.command()

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.random_adapters import make_adapters
 from bench.machine import Machine, measure
+from bench.random_adapters import make_adapters
 from bench.sides import Load, Measurement, Side, open_grpc, open_in_process
 from examples.base_model import ensure_base_model
 
