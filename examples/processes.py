@@ -63,6 +63,10 @@ class Processes:
         console.print(f"{name}: serving on {address} after {seconds:.1f} s; its log is {log}", soft_wrap=True)
         return address
 
+    def pid_of(self, name: str) -> int:
+        """The process of a server that was started."""
+        return self._running[name].pid
+
     async def wait(self) -> None:
         """Returns when one of the servers ends."""
         await asyncio.wait(
