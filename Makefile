@@ -1,5 +1,5 @@
 # demo · up · test · check · proto · bench: each a line or two. Every target makes what it needs.
-.PHONY: demo up test check proto bench bench-gpu lock clean
+.PHONY: demo up test test-gpu check proto bench bench-static bench-gpu lock clean
 PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(sort $(shell cd proto && find . -name '*.proto' | cut -c3-))
@@ -29,6 +29,13 @@ bench: .venv/ready ## tokens/s and latencies beside this machine's own limits
 lock: .venv/ready ## pin what the pinned dependencies need, as it is installed now
 	@(echo '# Every package of a working environment, for `make`; written by `make lock`.'; \
 	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.txt
+
+test-gpu: .venv/ready ## the tests of a device, and the kernels' again under the sanitizer; needs an NVIDIA GPU
+	@$(BIN)/pytest -m gpu
+	@for tool in memcheck racecheck; do compute-sanitizer --tool $$tool $(BIN)/pytest -q -m gpu tests/kernels || exit 1; done
+
+bench-static: .venv/ready ## the CUDA kernels' registers, occupancy and bytes, by compiler and simulation; needs no GPU
+	@$(BIN)/python -m bench.kernels_static
 
 bench-gpu: .venv/ready ## the CUDA kernels beside torch's ways and the memory's floor; needs an NVIDIA GPU
 	@$(BIN)/python -m bench.kernels_gpu

@@ -1,7 +1,7 @@
 """On a real device: `pytest -m gpu`. The simulated cases again, and what no simulation shows.
 
-Never run yet: no device was at hand when this was written. With one, run it also under the sanitizer, which sees what
-a result hides: `compute-sanitizer --tool memcheck .venv/bin/pytest -m gpu`, and with `--tool racecheck`.
+Never run yet: no device was at hand when this was written. `make test-gpu` runs it also under the sanitizer, which sees
+what a result hides. Whole decode steps are in tests/inference/lora/test_device.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ POPULARITIES = {
     "one adapter": [[(4, 1.0)]] * 200,
     "zipf with base rows": [[(slot % 5, 1.0)] if slot % 7 else [] for slot in (n * n % 13 for n in range(90))],
     "composed": [[(0, 1.0), (2, -0.5)], [], [(1, 1.0)], [(0, 2.0), (1, 1.0), (3, 0.25)], [(4, 1.0)]],
+    "composed prompts": [[(0, 1.0), (2, -0.5)]] * 70 + [[]] + [[(0, 2.0), (1, 1.0), (3, 0.25)]] * 20,
 }
 
 

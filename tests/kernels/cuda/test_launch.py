@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels.cuda
-from bench import kernels_gpu
+from bench import kernels_gpu, kernels_static
 from kernels import UnsupportedDevice, UnsupportedTensor, group
 from kernels.cuda import module
 from kernels.cuda.families import MAX_SLICES, Family, choose, slice_length
@@ -187,6 +187,13 @@ def test_slices_cover_the_width_and_are_bounded(width, num_blocks, step):
 def test_few_blocks_are_cut_into_slices_and_many_are_not():
     assert slice_length(4096, num_blocks=3, step=256, facts=facts()) == 256
     assert slice_length(4096, num_blocks=528, step=256, facts=facts()) == 4096
+
+
+def test_a_layer_is_eight_launches_and_its_small_ops_move_little_but_the_floor():
+    """What `python -m bench.kernels_static` reports without a GPU."""
+    assert kernels_static._launches_of_a_layer() == 8
+    for moved in kernels_static._others():
+        assert moved.floor_bytes <= moved.memory_bytes <= 1.1 * moved.floor_bytes, moved
 
 
 def test_the_benchmark_says_what_it_needs(monkeypatch):
