@@ -17,6 +17,8 @@ import click
 from inference.calling import Worker, server_options, to_json
 from inference.commands.generate import generate
 from inference.commands.memory import load, pin, unload, unpin
+from inference.commands.probe import probe
+from inference.commands.push import push
 from rpc.errors import DomainError
 
 if TYPE_CHECKING:
@@ -137,7 +139,7 @@ def serve(verbose: bool, **flags: Any) -> None:
 
 
 cli.add_command(generate)
-for command in (load, unload, pin, unpin):
+for command in (load, unload, pin, unpin, push, probe):
     cli.add_command(command)
 
 

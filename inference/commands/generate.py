@@ -88,6 +88,9 @@ class Printer:
         if message.HasField("started"):
             served = [f"{use.adapter}:{use.version} {use.digest[:19]}" for use in message.started.adapters]
             _remark(f"[{' + '.join(served) or message.started.base_model}]")
+        elif message.HasField("reloaded"):
+            served = [f"{use.adapter} {use.digest[:19]}" for use in message.reloaded.adapters]
+            _remark(f"\n[from token {message.reloaded.index} on: {' + '.join(served)}]")
         elif message.HasField("prompt"):
             click.secho(message.prompt.text, dim=True, nl=False)
         elif message.HasField("chunk"):
