@@ -1,10 +1,12 @@
 """A service of yours that asks a worker, with nothing but the generated stubs.
 
-python -m examples.client "Tell me about the sea." pirate
+python -m examples.client "Tell me about the sea." pirate     streams an answer of the adapter
+python -m examples.client --json "Who sails the sea?" pirate  has it answer in the form of SCHEMA
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 import grpc
@@ -15,14 +17,23 @@ from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
 
 WORKER = "127.0.0.1:7200"
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 40}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
 
 
 def main() -> None:
-    prompt, *adapters = sys.argv[1:] or ["Tell me about the sea."]
+    arguments = sys.argv[1:]
+    is_guided = "--json" in arguments[:1]
+    prompt, *adapters = arguments[is_guided:] or ["Tell me about the sea."]
     request = pb.GenerateRequest(
         chat=pb.Chat(messages=[pb.ChatMessage(role="user", content=prompt)]),
         adapters=[pb.AdapterUse(reference=reference) for reference in adapters],
         stop=pb.StopConditions(max_tokens=64),
+        guide=pb.Guide(json_schema=json.dumps(SCHEMA)) if is_guided else None,
     )
     with grpc.insecure_channel(WORKER) as channel:
         stub = pb_grpc.InferenceServiceStub(channel)

@@ -16,7 +16,8 @@ from inference.chat_requests import chat_text
 from inference.engine.constraint import Constraint
 from inference.engine.request import MAX_ANSWERS, MAX_PRIORITY, MAX_TENANT_CHARS, SamplingParams
 from inference.errors import InvalidRequest, PromptTooLong
-from inference.guides import ANY_JSON_OBJECT, Form, FormKind, Guides
+from inference.forms import ANY_JSON_OBJECT, Form, FormKind
+from inference.guides import Guides
 from inference.identity import ModelIdentity
 from inference.tokenizer import IncrementalDecoder, Tokenizer
 from loraplex.inference.v1 import inference_service_pb2 as pb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,39 @@ async def test_no_end_token_comes_before_min_tokens(system: Any, e2e: Any) -> No
     assert longer.token_ids[: len(short.token_ids) - 1] == short.token_ids[:-1]
     assert free.token_ids[3] not in longer.token_ids[:6]
     assert len(longer.token_ids) >= 6
+
+
+async def test_adapters_and_the_base_model_answer_in_a_form_beside_free_answers(system: Any, e2e: Any) -> None:
+    properties = {"name": {"type": "string", "maxLength": 12}, "old": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": ["name", "old"], "additionalProperties": False}
+    guide = pb.Guide(json_schema=json.dumps(schema))
+    question = "Who keeps the lighthouse?"
+    async with system.stub() as stub:
+        alone = await e2e.generate(stub, e2e.ask(question, "sql"))
+        free, *guided = await asyncio.gather(
+            e2e.generate(stub, e2e.ask(question, "sql")),
+            *(
+                e2e.generate(stub, e2e.ask(question, *adapter, guide=guide, max_tokens=100))
+                for adapter in ((), ("pirate",))
+            ),
+        )
+    assert free.token_ids == alone.token_ids
+    for answer in guided:
+        assert answer.finished.reason == pb.FINISH_REASON_STOP
+        found = json.loads(answer.text)
+        assert found.keys() == {"name", "old"}
+        assert len(found["name"]) <= 12
+        assert isinstance(found["old"], bool)
+
+
+async def test_bad_words_and_an_echo_on_the_real_vocabulary(system: Any, e2e: Any) -> None:
+    async with system.stub() as stub:
+        free = await e2e.generate(stub, e2e.ask("Tell me about the sea.", max_tokens=12))
+        words = [word for word in free.text.split() if len(word) > 3][:2]
+        assert words
+        sampling = pb.SamplingParams(bad_words=words)
+        other = await e2e.generate(stub, e2e.ask("Tell me about the sea.", max_tokens=12, sampling=sampling))
+    assert not any(word in other.text for word in words)
 
 
 async def test_a_seed_gives_the_same_answer_whatever_runs_beside_it(system: Any, e2e: Any) -> None:

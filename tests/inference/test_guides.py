@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from inference import guides
 from inference.errors import AnswerStuck, GuideRefused, GuideTooComplex, QueueFull
-from inference.guides import ANY_JSON_OBJECT, Form, FormKind, Guides
+from inference.forms import ANY_JSON_OBJECT, Form, FormKind, read
+from inference.guides import Guide, Guides, wrap
 from inference.tokenizer import Tokenizer
 
 EOS = 256
@@ -50,16 +51,7 @@ SMALL = Small(TOKENS)
 
 
 def compile_one(form, vocabulary=SMALL):
-    """The guide of a form, on a loop of its own."""
-
-    async def go():
-        compiler = Guides()
-        try:
-            return await compiler.compile(form, vocabulary)
-        finally:
-            await compiler.close()
-
-    return asyncio.run(go())
+    return Guide(read(form, wrap(vocabulary)))
 
 
 def draw(guide, rng, *, most=3000):
@@ -176,6 +168,21 @@ def test_every_answer_is_in_the_language_of_its_grammar():
         if has_ended:
             assert isinstance(eval(text), int)  # only digits, plus signs and balanced parentheses get here
         assert re.fullmatch(r"[0-9+()]+", text)
+
+
+def test_json_may_be_compact_spaced_or_indented_and_has_no_empty_lines():
+    walk = compile_one(ANY_JSON_OBJECT)
+    value = {"a": [1, {"b": None}], "c": {}}
+
+    def is_allowed(text):
+        ids, one = list(text.encode()), walk.begin()
+        return all(one.allowed(ids[:place])[ids[place]] for place in range(len(ids))) and bool(one.allowed(ids)[EOS])
+
+    for text in (json.dumps(value), json.dumps(value, indent=2), json.dumps(value, separators=(",", ":"))):
+        assert is_allowed(text)
+        assert is_allowed(text.replace("\n", "\r\n"))
+    assert not is_allowed('{\n\n"a": 1}')
+    assert not is_allowed('{"a":  1}')
 
 
 def test_any_json_object_is_an_object():
