@@ -122,7 +122,7 @@ def plan(
     found: list[LoraModule] = []
     features = set(config.features)
     ends = own_ends(config, header, modules, reasons)
-    wanted = targeted(config, modules)
+    wanted = _with_ties(targeted(config, modules), config, header, modules)
     for name in wanted:
         out_features, in_features = modules[name]
         infix, suffix = "lora_", ".weight"
@@ -162,6 +162,17 @@ def plan(
         raise AdapterRefused(reasons)
     num_bytes = sum(info.num_bytes for info in header.tensors.values())
     return AdapterPlan(tuple(found), norms, tuple(ends.values()), tuple(sorted(features)), num_bytes)
+
+
+def _with_ties(
+    wanted: list[str], config: PeftConfig, header: Header, modules: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """And the end that `ensure_weight_tying` adds to the other; it has tensors of its own in the file."""
+    if not config.ensures_weight_tying or not any(is_embedding(name) or is_head(name) for name in wanted):
+        return wanted
+    tied = {name for name in modules if is_head(name) and f"{KEY_PREFIX}{name}.lora_A.weight" in header.tensors}
+    tied |= {name for name in modules if f"{KEY_PREFIX}{name}.lora_embedding_A" in header.tensors}
+    return [name for name in modules if name in tied or name in wanted]
 
 
 def _is_resized(name: str, ends: Mapping[str, OwnEnd], modules: Mapping[str, tuple[int, int]]) -> bool:
@@ -205,10 +216,6 @@ def _check_end(name: str, own: OwnEnd | None, config: PeftConfig, reasons: list[
     """What is served on linear layers and not on the model's ends, its embedding and its head."""
     if own is not None and (own.saved_key is not None or own.tokens is not None):
         reasons.append(f"module {name}: expected LoRA or full training of it, found both")
-    if config.ensures_weight_tying:
-        reasons.append(f"ensure_weight_tying: expected nothing where {name} is targeted, found true (it is not served)")
-    if is_embedding(name) and config.use_dora:
-        reasons.append(f"module {name}: DoRA on an embedding is not served")
     if is_embedding(name) and config.lora_bias:
         reasons.append(f"module {name}: a bias on an embedding's LoRA is not served")
     if is_resized and is_head(name) and (config.use_dora or config.lora_bias):

@@ -159,6 +159,8 @@ class LoraStep:
             known = token_ids.clamp(max=site.in_features - 1) if own else token_ids
             s = kernels.look_up(known, arena, site, self.segments, max_rank=max_rank)
             kernels.expand(s, arena, site, self.segments, y)
+        if self.has_vectors[site_index]:
+            kernels.rescale(y, arena, self.tables.affines[site_index], self.segments)
         for use in own:
             replace_embedded(use, token_ids, y)
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from adapter.errors import AdapterRefused
 from adapter.header import Header
 from adapter.plan import AdapterPlan, LoraModule, SavedNorm
-from inference.lora.base import BaseWeights
-from inference.lora.dora import gains
+from inference.lora.base import EMBEDDING, BaseWeights
+from inference.lora.dora import embedding_gains, gains
 from inference.lora.rows import OwnRows
 from inference.lora.tensors import BFLOAT16, Array, read_tensor, widen
 from inference.models.sites import SitePart, SiteShape
@@ -219,7 +219,8 @@ def _read_vectors(
     if module.bias_key is not None:
         return [np.float32(module.scale) * widen(read_tensor(file, header, module.bias_key, float32))]
     assert module.magnitude_key is not None, "expected a module with vectors"
-    gain = gains(
+    find_gains = embedding_gains if module.name == EMBEDDING else gains
+    gain = find_gains(
         base.blocks(module.name),
         widen(a).reshape(module.rank, module.in_features),
         widen(b),

@@ -77,6 +77,9 @@ def plan_of(folder: Path, modules: dict[str, tuple[int, int]]) -> AdapterPlan:
         {"target_modules": ["q_proj"], "lora_bias": True},
         {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
         {"target_modules": r".*(embed_tokens|k_proj)", "use_rslora": True},
+        {"target_modules": ["embed_tokens", "k_proj"], "use_dora": True},
+        {"target_modules": ["embed_tokens", "k_proj"], "ensure_weight_tying": True},
+        {"target_modules": ["lm_head", "k_proj"], "ensure_weight_tying": True},
     ],
 )
 def test_the_plan_is_what_peft_applies(
@@ -100,8 +103,6 @@ def test_the_plan_is_what_peft_applies(
         ({"target_modules": ["q_proj"], "modules_to_save": ["k_proj"]}, "full training of other modules"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "keeps the base model's weights"),
         ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 3]]}, "layer replication"),
-        ({"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}, "DoRA on an embedding"),
-        ({"target_modules": ["lm_head", "q_proj"], "ensure_weight_tying": True}, "ensure_weight_tying"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(

@@ -266,18 +266,18 @@ def test_lora_goes_with_the_rows_of_a_resized_vocabulary(plan_of: PlanOf, ends: 
     assert found.ends[0].num_rows == found.modules[0].in_features == 33
 
 
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        ({"use_dora": True}, "DoRA on an embedding is not served"),
-        ({"lora_bias": True}, "a bias on an embedding's LoRA is not served"),
-        ({"ensure_weight_tying": True}, "ensure_weight_tying: expected nothing where lm_head is targeted"),
-    ],
-)
-def test_what_is_not_served_at_the_ends_is_refused_by_name(
-    plan_of: PlanOf, ends: Tensors, config: dict[str, bool], words: str
-) -> None:
-    assert words in refusal(plan_of, ends, target_modules=["q_proj", "embed_tokens", "lm_head"], **config)
+def test_what_is_not_served_at_the_ends_is_refused_by_name(plan_of: PlanOf, ends: Tensors) -> None:
+    targets = {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}
+    assert "a bias on an embedding's LoRA is not served" in refusal(plan_of, ends, lora_bias=True, **targets)
+    saved = refusal(plan_of, ends, modules_to_save=["lm_head"], **targets)
+    assert "module lm_head: expected LoRA or full training of it, found both" in saved
+
+
+def test_an_end_that_is_tied_to_a_target_is_one_too_where_the_file_has_it(plan_of: PlanOf, ends: Tensors) -> None:
+    targets = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    assert [module.name for module in plan_of(ends, **targets).modules][:2] == ["model.embed_tokens", "lm_head"]
+    del ends["base_model.model.lm_head.lora_A.weight"], ends["base_model.model.lm_head.lora_B.weight"]
+    assert [module.name for module in plan_of(ends, **targets).modules][:2] == ["model.embed_tokens", Q0]
 
 
 def test_a_target_that_matches_nothing_is_refused(plan_of: PlanOf, tensors: Tensors) -> None:

@@ -36,6 +36,7 @@ def write_peft(tiny_model_dir, tmp_path):
     """Writes an adapter of random weights by PEFT itself; returns its folder and PEFT's model."""
 
     def write(folder_name, **settings):
+        torch.manual_seed(0)  # for what PEFT itself draws
         base = AutoModelForCausalLM.from_pretrained(
             tiny_model_dir(NAME), dtype=torch.float32, attn_implementation="eager"
         )

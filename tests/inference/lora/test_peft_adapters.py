@@ -55,10 +55,20 @@ FEATURES = {
         "use_dora": True,
         "modules_to_save": ["model.norm", "post_attention_layernorm"],
     },
+    "dora on the embedding": {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True, "r": 5},
+    "tied ends": {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
     "dora on the head": {"target_modules": ["lm_head", "down_proj"], "use_dora": True},
 }
 UNMERGEABLE = {"lora_bias"}  # PEFT merges it only where the base model has a bias
-EXCLUSIVE = {"dora", "dora on some", "dora on the head", "saved norms", "a saved norm", "everything"}
+EXCLUSIVE = {
+    "dora",
+    "dora on some",
+    "dora on the embedding",
+    "dora on the head",
+    "saved norms",
+    "a saved norm",
+    "everything",
+}
 
 
 class Served:
@@ -103,6 +113,7 @@ def write_peft(tiny_model_dir, tmp_path):
     """Writes an adapter of random weights by PEFT itself; returns its folder and PEFT's model."""
 
     def write(name, model_name="llama", **settings):
+        torch.manual_seed(0)  # for what PEFT itself draws
         base = AutoModelForCausalLM.from_pretrained(
             tiny_model_dir(model_name), dtype=torch.float32, attn_implementation="eager"
         )

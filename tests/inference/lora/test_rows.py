@@ -105,6 +105,7 @@ def write_peft(tiny_model_dir, tmp_path):
     """Writes an adapter of random weights by PEFT itself; returns its folder and PEFT's model."""
 
     def write(folder_name, model_name, *, vocab_size=96, **settings):
+        torch.manual_seed(0)  # for what PEFT itself draws
         base = AutoModelForCausalLM.from_pretrained(
             tiny_model_dir(model_name), dtype=torch.float32, attn_implementation="eager"
         )
