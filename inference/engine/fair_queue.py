@@ -57,6 +57,8 @@ class FairQueue:
         self._length = 0
         self.num_tokens = 0
         """Of all sequences in the queue."""
+        self.total_weight = 0.0
+        """Of the tenants that wait."""
 
     def __len__(self) -> int:
         return self._length
@@ -66,10 +68,9 @@ class FairQueue:
             for entry in line.entries:
                 yield entry.sequence
 
-    @property
-    def tenants(self) -> list[str]:
-        """Those that wait."""
-        return list(self._lines)
+    def has(self, tenant: str) -> bool:
+        """Whether requests of the tenant wait."""
+        return tenant in self._lines
 
     def waiting_of(self, tenant: str) -> tuple[int, int]:
         """How many requests of a tenant wait, and with how many tokens."""
@@ -80,7 +81,10 @@ class FairQueue:
         """Adds a sequence; one that was served before and has to wait again costs nothing."""
         request = sequence.request
         entry = _Entry(sequence, cost, (request.arrival_s - AGING_S * request.priority, sequence.age))
-        line = self._lines.setdefault(request.tenant, _Line())
+        line = self._lines.get(request.tenant)
+        if line is None:
+            line = self._lines[request.tenant] = _Line()
+            self.total_weight += self._weight_of(request.tenant)
         bisect.insort(line.entries, entry, key=_RANK)
         self._count(line, sequence, 1)
 
@@ -127,6 +131,7 @@ class FairQueue:
     def check_integrity(self) -> None:
         """Asserts that the queue counts itself right and that no line is out of order or in debt."""
         assert self._length == sum(len(line.entries) for line in self._lines.values()), "the queue miscounts itself"
+        assert math.isclose(self.total_weight, sum(map(self._weight_of, self._lines))), "it misweighs its tenants"
         assert self.num_tokens == sum(len(sequence.tokens) for sequence in self), "it miscounts tokens"
         for line in self._lines.values():
             assert line.entries == sorted(line.entries, key=_RANK), "a line is out of order"
@@ -149,6 +154,8 @@ class FairQueue:
         self._count(line, sequence, -1)
         if not line.entries:
             del self._lines[sequence.request.tenant]
+            # Sums of floats drift, and an empty queue is where nobody minds.
+            self.total_weight = self.total_weight - self._weight_of(sequence.request.tenant) if self._lines else 0.0
 
     def _count(self, line: _Line, sequence: Sequence, change: int) -> None:
         self._length += change

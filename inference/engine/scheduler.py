@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inference.engine.blocks import BlockPool
@@ -295,7 +295,7 @@ class Scheduler:
         """
         if not self._queue:
             return
-        shares = self._fair_rows()
+        total_weight = self._total_weight()
         prefilling: Counter[str] = Counter()
         budget = self.limits.max_step_tokens
         passed: set[str] = set()  # tenants that cannot use their turn
@@ -312,7 +312,7 @@ class Scheduler:
 
         def may_claim(sequence: Sequence) -> bool:
             tenant = sequence.request.tenant
-            return self._running.rows_of(tenant) < shares[tenant] and may_run(sequence)
+            return self._has_claim(tenant, total_weight) and may_run(sequence)
 
         for is_turn in (may_claim, may_run):
             while (sequence := self._queue.next(is_turn)) is not None:
@@ -320,11 +320,11 @@ class Scheduler:
                 cached = self._tables.cached(sequence)
                 if self._tables.awaits(sequence, cached):
                     passed.add(tenant)
-                elif self._has_room(sequence, cached) or self._make_room(sequence, cached, shares):
+                elif self._has_room(sequence, cached) or self._make_room(sequence, cached, total_weight):
                     self._start(sequence, cached, now_s)
                     budget -= sequence.remaining
                     prefilling[tenant] += sequence.remaining > 1
-                elif self._running.rows_of(tenant) < shares[tenant]:
+                elif self._has_claim(tenant, total_weight):
                     return  # it has a claim, and whoever went first now would take what it waits for
                 else:
                     passed.add(tenant)
@@ -350,16 +350,16 @@ class Scheduler:
             self._strip(victims[-1])
         return True
 
-    def _make_room(self, sequence: Sequence, cached: list[int], shares: Mapping[str, int]) -> bool:
+    def _make_room(self, sequence: Sequence, cached: list[int], total_weight: float) -> bool:
         """Preempts the newest sequences of tenants above their fair share, for one whose tenant is below its own."""
         tenant = sequence.request.tenant
-        if self._running.rows_of(tenant) >= shares[tenant]:
+        if not self._has_claim(tenant, total_weight):
             return False
-        rows = {name: self._running.rows_of(name) for name in shares}
+        rows = {name: self._running.rows_of(name) for name in self._running.tenants}
         victims: list[Sequence] = []
         for victim in reversed(list(self._running)):
             name = victim.request.tenant
-            if name == tenant or rows[name] - victim.rows < shares[name]:
+            if name == tenant or rows[name] - victim.rows < self._share(name, total_weight):
                 continue
             rows[name] -= victim.rows
             victims.append(victim)
@@ -376,9 +376,17 @@ class Scheduler:
         spare = self.num_running + sequence.rows - 1 if self._running else 0
         return self._tables.missing(sequence, cached) + spare
 
-    def _fair_rows(self) -> dict[str, int]:
-        tenants = dict.fromkeys([*self._running.tenants, *self._queue.tenants])
-        return fair_rows(self.limits.max_running, tenants, self.tenants.weight_of)
+    def _has_claim(self, tenant: str, total_weight: float) -> bool:
+        """Whether a tenant has fewer rows than its fair share."""
+        return self._running.rows_of(tenant) < self._share(tenant, total_weight)
+
+    def _share(self, tenant: str, total_weight: float) -> int:
+        return fair_rows(self.limits.max_running, self.tenants.weight_of(tenant), total_weight)
+
+    def _total_weight(self) -> float:
+        """Of the tenants that run or wait."""
+        running = [tenant for tenant in self._running.tenants if not self._queue.has(tenant)]
+        return self._queue.total_weight + sum(map(self.tenants.weight_of, running))
 
     def _fork_all(self) -> None:
         """Lets every answer go on by itself whose prompt is computed but for its last token."""

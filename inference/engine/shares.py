@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 
 def divide(amount: int, wanted: Mapping[str, int], weight_of: Callable[[str], float]) -> dict[str, int]:
@@ -29,8 +29,6 @@ def divide(amount: int, wanted: Mapping[str, int], weight_of: Callable[[str], fl
     return given
 
 
-def fair_rows(rows: int, tenants: Iterable[str], weight_of: Callable[[str], float]) -> dict[str, int]:
-    """The rows that each of the tenants may claim when all want them: its weight's share, and at least one."""
-    names = list(tenants)
-    total = sum(map(weight_of, names))
-    return {name: max(1, int(rows * weight_of(name) / total)) for name in names}
+def fair_rows(rows: int, weight: float, total_weight: float) -> int:
+    """The rows that a tenant may claim when others want them too: its part of the weight of all, and at least one."""
+    return max(1, int(rows * weight / total_weight))

@@ -84,7 +84,7 @@ def test_removing_one_leaves_the_turns_of_the_others() -> None:
     queue.remove(sequences[1])
     queue.remove(sequences[2])
     assert queue.next(lambda _: True) is None
-    assert (queue.num_tokens, queue.tenants) == (0, [])
+    assert (queue.num_tokens, queue.total_weight, queue.has("a")) == (0, 0.0, False)
 
 
 def test_a_higher_priority_goes_first_until_its_lead_is_waited_up() -> None:

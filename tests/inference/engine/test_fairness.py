@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -178,6 +179,32 @@ def test_a_paused_request_loses_its_blocks_when_others_need_them(simulate: Simul
     world.scheduler.resume(slow.id)
     world.run()
     assert all(world.outputs[r.id] == world.answer_alone(r) for r in (slow, large))
+
+
+def test_who_waits_costs_a_full_step_nothing(simulate: Simulate) -> None:
+    def lines(waiting: int) -> int:
+        world = simulate(num_blocks=200, max_running=4, max_waiting=10_000)
+        for _ in range(4):
+            world.submit(3, max_tokens=60, tenant="running")
+        world.step()
+        for number in range(waiting):
+            world.submit(30, tenant=f"t{number % 500}")
+        world.step()  # in which those with a claim take rows
+        count = 0
+
+        def count_line(frame: object, event: str, argument: object) -> object:
+            nonlocal count
+            count += event == "line"
+            return count_line
+
+        sys.settrace(count_line)
+        try:
+            world.scheduler.schedule(world.now_s)
+        finally:
+            sys.settrace(None)
+        return count
+
+    assert lines(2000) <= lines(20)
 
 
 @settings(deadline=None, max_examples=40, derandomize=True, database=None)

@@ -44,7 +44,5 @@ def test_nothing_is_left_unused_and_who_wants_more_has_a_fair_share(
 
 
 def test_rows_are_shared_by_weight_and_everybody_may_have_one() -> None:
-    weights = {"a": 1.0, "b": 3.0, "c": 0.001}
-    assert fair_rows(8, "ab", weights.__getitem__) == {"a": 2, "b": 6}
-    assert fair_rows(8, "abc", weights.__getitem__) == {"a": 1, "b": 5, "c": 1}
-    assert fair_rows(2, "", weights.__getitem__) == {}
+    assert [fair_rows(8, weight, 4.0) for weight in (1.0, 3.0)] == [2, 6]
+    assert [fair_rows(8, weight, 4.001) for weight in (1.0, 3.0, 0.001)] == [1, 5, 1]
