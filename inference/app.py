@@ -233,8 +233,8 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
         )
         yield InferenceService(
             model=model,
-            tokenizer=core.tokenizer,
             reader=reader,
+            vocabularies=vocabularies,
             generation=generation,
             pushes=pushes,
             desk=desk,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -23,7 +23,7 @@ from inference.push_requests import read_chunks, read_header
 from inference.requests import RequestReader
 from inference.resolver.cache import FileCache
 from inference.streams import Streams
-from inference.tokenizer import Tokenizer
+from inference.vocabularies import Vocabularies
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
 
@@ -37,8 +37,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self,
         *,
         model: ModelIdentity,
-        tokenizer: Tokenizer,
         reader: RequestReader,
+        vocabularies: Vocabularies,
         desk: AdapterDesk,
         engine: Engine,
         adapters: Adapters,
@@ -53,8 +53,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
     ) -> None:
         """`revision` is the registry's that this worker has reconciled to, 0 without a registry."""
         self._model = model
-        self._tokenizer = tokenizer
         self._reader = reader
+        self._vocabularies = vocabularies
         self._generation = generation
         self._pushes = pushes
         self._desk = desk
@@ -99,19 +99,29 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         kind = request.WhichOneof("prompt")
         if kind is None:
             raise InvalidRequest("prompt: expected text or chat, found neither", field="prompt")
+        reader = await self._reader_of(request.adapters)
         if kind == "text":
-            return pb.TokenizeResponse(token_ids=await self._reader.encode(request.text), text=request.text)
-        text = await self._reader.render(request.chat)
-        return pb.TokenizeResponse(token_ids=await self._reader.encode(text, is_rendered=True), text=text)
+            return pb.TokenizeResponse(token_ids=await reader.encode(request.text), text=request.text)
+        text = await reader.render(request.chat)
+        return pb.TokenizeResponse(token_ids=await reader.encode(text, is_rendered=True), text=text)
 
     async def Detokenize(
         self,
         request: pb.DetokenizeRequest,
         context: grpc.aio.ServicerContext[pb.DetokenizeRequest, pb.DetokenizeResponse],
     ) -> pb.DetokenizeResponse:
-        ids = self._reader.check_ids(request.token_ids, "token_ids")
-        text = self._tokenizer.decode(ids, skip_special_tokens=request.skip_special_tokens)
+        reader = await self._reader_of(request.adapters)
+        ids = reader.check_ids(request.token_ids, "token_ids")
+        text = reader.tokenizer.decode(ids, skip_special_tokens=request.skip_special_tokens)
         return pb.DetokenizeResponse(text=text)
+
+    async def _reader_of(self, references: Iterable[str]) -> RequestReader:
+        """Who reads in the words of these adapters, which need not be in memory for that."""
+        versions = [await self._desk.resolve(Reference.parse(reference)) for reference in references]
+        tokenizer = await self._vocabularies.of(versions)
+        if tokenizer is None:
+            return self._reader
+        return self._reader.of(tokenizer, vocab_size=max(self._model.vocab_size, tokenizer.size))
 
     async def ListModels(
         self,

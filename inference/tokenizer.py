@@ -154,10 +154,14 @@ class Tokenizer:
         return utf8.getstate()[0]
 
     @functools.cached_property
+    def size(self) -> int:
+        """Every id is below."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
+    @functools.cached_property
     def vocabulary(self) -> tuple[bytes, ...]:
         """What each token id adds to a text; empty for a special token, and for an id that is none."""
-        size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        texts = map(self._text_token, range(size))
+        texts = map(self._text_token, range(self.size))
         return tuple(b"" if text is None else self._spelling.token_bytes(text) for text in texts)
 
     @functools.cached_property

@@ -139,6 +139,20 @@ async def test_a_prompt_is_read_and_answered_in_the_words_of_its_adapter(generat
     assert tokens[0] == expected
 
 
+async def test_text_becomes_tokens_and_tokens_text_in_the_words_of_an_adapter(settings, tools):
+    async with open_core(settings) as core, open_service(settings, core) as service:
+        for adapters, ids in (["tools"], [5, CALL]), ([], [5, 0]):
+            found = await service.Tokenize(pb.TokenizeRequest(text="w5 <call>", adapters=adapters), None)
+            assert list(found.token_ids) == ids
+        for adapters, text in (["tools"], "w5<call>"), ([], "w5"):
+            ids = [5, CALL] if adapters else [5]
+            found = await service.Detokenize(pb.DetokenizeRequest(token_ids=ids, adapters=adapters), None)
+            assert found.text == text
+        with pytest.raises(InvalidRequest, match="token_ids: expected ids below 96, found 96"):
+            await service.Detokenize(pb.DetokenizeRequest(token_ids=[CALL]), None)
+        assert core.adapters.loaded() == [], "nothing needed weights"
+
+
 async def test_tokens_are_known_with_their_adapter_only(generate):
     with pytest.raises(InvalidRequest, match="token_ids: expected ids below 96, found 97"):
         await generate([5, RETURN])

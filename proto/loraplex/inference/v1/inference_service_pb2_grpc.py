@@ -131,14 +131,14 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT.
+        """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT. Adapter errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Detokenize(self, request, context):
-        """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary.
+        """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary. Adapter errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,9 +52,9 @@ class InferenceServiceStub:
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.TokenizeRequest, _inference_service_pb2.TokenizeResponse]
-    """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT."""
+    """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT. Adapter errors."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.DetokenizeRequest, _inference_service_pb2.DetokenizeResponse]
-    """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary."""
+    """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary. Adapter errors."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]
     """ListModels returns the base model and the adapters known here, with their lineage."""
     GetWorker: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GetWorkerRequest, _inference_service_pb2.GetWorkerResponse]
@@ -99,9 +99,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Embed returns one vector per input. INVALID_ARGUMENT. Adapter errors."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.TokenizeRequest, _inference_service_pb2.TokenizeResponse]  # type: ignore[assignment]
-    """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT."""
+    """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT. Adapter errors."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.DetokenizeRequest, _inference_service_pb2.DetokenizeResponse]  # type: ignore[assignment]
-    """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary."""
+    """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary. Adapter errors."""
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ListModelsRequest, _inference_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels returns the base model and the adapters known here, with their lineage."""
     GetWorker: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GetWorkerRequest, _inference_service_pb2.GetWorkerResponse]  # type: ignore[assignment]
@@ -161,7 +161,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.TokenizeResponse, _abc.Awaitable[_inference_service_pb2.TokenizeResponse]]:
-        """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT."""
+        """Tokenize turns text into token ids as Generate would. INVALID_ARGUMENT. Adapter errors."""
 
     @_abc_1.abstractmethod
     def Detokenize(
@@ -169,7 +169,7 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.DetokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.DetokenizeResponse, _abc.Awaitable[_inference_service_pb2.DetokenizeResponse]]:
-        """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary."""
+        """Detokenize turns token ids into text. INVALID_ARGUMENT: an id outside the vocabulary. Adapter errors."""
 
     @_abc_1.abstractmethod
     def ListModels(
