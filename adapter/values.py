@@ -10,7 +10,7 @@ import numpy as np
 from adapter.errors import AdapterRefused
 from adapter.header import Header, TensorInfo, shown
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**20  # it and what is made of it stay in a processor's second cache
 
 # An IEEE number is infinite or not a number exactly when every bit of its exponent is set.
 _EXPONENTS: dict[str, tuple[type[np.unsignedinteger], int]] = {
@@ -24,12 +24,12 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger], int]] = {
 def non_finite_tensors(path: str | os.PathLike[str], header: Header) -> list[str]:
     """Names of the tensors that hold a NaN or an infinity, in the order of the data. Raises AdapterRefused."""
     path = Path(path)
-    buffer = np.empty(CHUNK_BYTES, dtype=np.uint8)
+    buffers = np.empty((2, CHUNK_BYTES), dtype=np.uint8)
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(header.data_start)
             return [
-                name for name, info in header.tensors.items() if not _is_finite(file.fileno(), info, header, buffer)
+                name for name, info in header.tensors.items() if not _is_finite(file.fileno(), info, header, buffers)
             ]
     except OSError as error:
         raise AdapterRefused([f"{path.name}: cannot be read: {error.strerror or error}"]) from error
@@ -37,15 +37,14 @@ def non_finite_tensors(path: str | os.PathLike[str], header: Header) -> list[str
         raise AdapterRefused([f"{path.name}: {error}"]) from error
 
 
-def _is_finite(descriptor: int, info: TensorInfo, header: Header, buffer: np.ndarray) -> bool:
+def _is_finite(descriptor: int, info: TensorInfo, header: Header, buffers: np.ndarray) -> bool:
     if info.dtype not in _EXPONENTS:
         return True
     word, mask = _EXPONENTS[info.dtype]
     for begin in range(info.begin, info.end, CHUNK_BYTES):
-        chunk = buffer[: min(CHUNK_BYTES, info.end - begin)]
+        chunk, exponents = buffers[:, : min(CHUNK_BYTES, info.end - begin)]
         _fill(descriptor, chunk, header.data_start + begin)
-        words = chunk.view(word)
-        if ((words & word(mask)) == word(mask)).any():
+        if np.bitwise_and(chunk.view(word), word(mask), out=exponents.view(word)).max() == mask:
             return False
     return True
 

@@ -39,6 +39,7 @@ from inference.lora.base import BaseWeights
 from inference.lora.host_cache import MAX_ADAPTERS, HostCache
 from inference.lora.loader import Adapters
 from inference.lora.merging import Merged
+from inference.lora.priority import LOADER_NICENESS
 from inference.lora.reading import Reader
 from inference.lora.slots import MAX_SLOTS, Slots
 from inference.merger import Merger
@@ -119,6 +120,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         check_fits=slots.check_fits,
         max_rank=settings.max_lora_rank or MAX_RANK,
         is_page_locked=device.type == "cuda",
+        niceness=LOADER_NICENESS,
     )
     failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     engine, limits = _engine(settings, model, bank, streams=streams, failure=failure)
@@ -128,6 +130,7 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
         reader,
         host=HostCache(settings.host_cache, max_adapters=settings.max_cpu_loras or MAX_ADAPTERS),
         run_between_steps=engine.run_between_steps,
+        niceness=LOADER_NICENESS,
         wait_s=settings.load_wait_s,
     )
     engine.start()

@@ -34,6 +34,7 @@ from inference.errors import (
 )
 from inference.lora.bank import Bank
 from inference.lora.host_cache import HostCache, HostSlab
+from inference.lora.priority import stand_back
 from inference.lora.reading import AdapterFiles, Reader, Traits
 from inference.lora.slots import Move, Slot, Slots
 from inference.lora.staging import LOADER_THREADS, Staging
@@ -124,7 +125,7 @@ class Adapters:
     """Every adapter in memory. Used from one event loop; `close` ends the loads and joins the threads.
 
     `wait_s` is how long a load waits for memory when everything loaded is in use. `run_between_steps` is the engine's:
-    slots in use are moved there when the free bytes suffice and no hole does.
+    slots in use are moved there when the free bytes suffice and no hole does. `niceness` is that of the threads.
     """
 
     def __init__(
@@ -135,20 +136,23 @@ class Adapters:
         *,
         host: HostCache,
         run_between_steps: RunBetweenSteps = run_at_once,
+        niceness: int = 0,
         wait_s: float = 30.0,
     ) -> None:
         self.host = host
         self._run_between_steps = run_between_steps
         self._bank = bank
         self._slots = slots
-        self._staging = Staging(reader, host)
+        self._staging = Staging(reader, host, niceness=niceness)
         self._wait_s = wait_s
         self._traits: dict[str, Traits] = {}
         self._line: list[_Claim] = []
         self._awaited: Counter[str] = Counter()  # digests by how many claims of the line need them
         self._stagings: set[asyncio.Task[None]] = set()
         self._writes: dict[str, asyncio.Task[InferenceError | None]] = {}
-        self._copier = ThreadPoolExecutor(1, thread_name_prefix="adapter-copier")
+        self._copier = ThreadPoolExecutor(
+            1, thread_name_prefix="adapter-copier", initializer=stand_back, initargs=(niceness,)
+        )
         self._blocked_s = 0.0  # for how long the line has waited for memory, until `_blocked_since`
         self._blocked_since: float | None = None
         self._expiry: asyncio.TimerHandle | None = None

@@ -1,27 +1,28 @@
 """Verified files to weights in host memory: the file, hash, check and convert work of a load. Runs on loader threads.
 
-folder ──hash──► is it the manifest? ──► plan, layout ──► finite? ──► slab in the model's dtype
+folder ──► plan, layout ──► finite? ──► slab in the model's dtype ──┬─► weights
+   └─────► hash, meanwhile ──► is it the manifest? ─────────────────┘
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from adapter.config import read_config
 from adapter.errors import AdapterRefused
-from adapter.header import read_header
-from adapter.keys import with_known_names
-from adapter.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest, manifest_of_adapter
-from adapter.plan import MAX_RANK, plan
+from adapter.manifest import WEIGHTS_FILE, Manifest, manifest_of_adapter
+from adapter.plan import MAX_RANK
 from adapter.values import describe_non_finite, non_finite_tensors
 from inference.errors import AdapterLoadFailed
 from inference.lora.base import BaseWeights
 from inference.lora.merging import Linear, Merged, merged_weights
+from inference.lora.plans import Plans
+from inference.lora.priority import stand_back
 from inference.lora.rows import find_rows
 from inference.lora.weights import Layout, lay_out, read_slab
 from inference.models.sites import SiteShape
@@ -63,12 +64,12 @@ class Weights:
 
 
 class Reader:
-    """Reads adapters for one model; keeps no state, so several threads may use it.
+    """Reads adapters for one model; several threads may use it.
 
     `modules` are the base model's linear layers by name with (out_features, in_features): what an adapter is checked
     against. `base` gives their weights, which DoRA's column norms need. `check_fits` raises AdapterTooLarge for sizes
     in bytes that memory can never hold, before they are read. Slabs `is_page_locked` are such that a CUDA device copies
-    from them by itself.
+    from them by itself. `niceness` is that of the thread which hashes, see `stand_back`.
     """
 
     def __init__(
@@ -81,14 +82,15 @@ class Reader:
         check_fits: Callable[[Sequence[int]], None],
         max_rank: int = MAX_RANK,
         is_page_locked: bool = False,
+        niceness: int = 0,
     ) -> None:
         self._sites = sites
-        self._modules = modules
+        self._plans = Plans(sites=sites, modules=modules, dtype=dtype, max_rank=max_rank)
         self._base = base
         self._dtype = dtype
         self._check_fits = check_fits
-        self._max_rank = max_rank
         self._is_page_locked = is_page_locked
+        self._niceness = niceness
 
     def read(self, files: AdapterFiles) -> Weights:
         """Verifies the files and reads the weights.
@@ -97,26 +99,30 @@ class Reader:
         AdapterTooLarge.
         """
         assert files.folder is not None, f"expected files, because {files.digest} is not in memory"
-        weights = files.folder / WEIGHTS_FILE
         try:
-            found = manifest_of_adapter(files.folder)
-            _check_manifest(files.manifest, found)
-            header = with_known_names(read_header(weights))
-            planned = plan(read_config(files.folder / CONFIG_FILE), header, self._modules, max_rank=self._max_rank)
-            rows = find_rows(weights, header, planned, base=self._base)
-            layout = lay_out(planned, self._sites, self._dtype, rows=rows)
-            self._check_fits([layout.num_elements * self._dtype.itemsize])
-            if names := non_finite_tensors(weights, header):
-                raise AdapterRefused(describe_non_finite(names))
-            slab = read_slab(weights, header, layout, self._dtype, base=self._base, rows=rows)
+            with ThreadPoolExecutor(1, "adapter-hasher", initializer=stand_back, initargs=(self._niceness,)) as hasher:
+                manifest = hasher.submit(manifest_of_adapter, files.folder)
+                try:
+                    return self._read(files.folder)
+                finally:  # of other files than those, nothing is used and nothing is told
+                    _check_manifest(files.manifest, manifest.result())
         except AdapterRefused as refused:
             raise AdapterLoadFailed(str(refused), reasons=refused.reasons) from refused
+
+    def _read(self, folder: Path) -> Weights:
+        weights, planned = folder / WEIGHTS_FILE, self._plans.of(folder)
+        rows = find_rows(weights, planned.header, planned.plan, base=self._base)
+        layout = planned.layout or lay_out(planned.plan, self._sites, self._dtype, rows=rows)
+        self._check_fits([layout.num_elements * self._dtype.itemsize])
+        if names := non_finite_tensors(weights, planned.header):
+            raise AdapterRefused(describe_non_finite(names))
+        slab = read_slab(weights, planned.header, layout, self._dtype, base=self._base, rows=rows)
         if self._is_page_locked:
             slab = slab.pin_memory()
         # The names of modules and tensors have done their work; they would weigh as much as a small adapter.
         layout = replace(layout, places=(), norms=())
         vocab_size = next((one.vocab_size for one in rows), None)
-        return Weights(slab, layout, Traits(planned.rank, planned.is_composable and not rows, vocab_size))
+        return Weights(slab, layout, Traits(planned.plan.rank, planned.plan.is_composable and not rows, vocab_size))
 
     def merge(self, files: AdapterFiles, pack: Callable[[Tensor, Tensor | None], Linear]) -> Merged:
         """An adapter merged into the base model's layers, for minutes where the model is large.
@@ -127,10 +133,9 @@ class Reader:
         weights = files.folder / WEIGHTS_FILE
         try:
             _check_manifest(files.manifest, manifest_of_adapter(files.folder))
-            header = with_known_names(read_header(weights))
-            planned = plan(read_config(files.folder / CONFIG_FILE), header, self._modules, max_rank=self._max_rank)
+            planned = self._plans.of(files.folder)
             linears, num_bytes = {}, 0
-            for one in merged_weights(weights, header, planned, self._sites, base=self._base):
+            for one in merged_weights(weights, planned.header, planned.plan, self._sites, base=self._base):
                 num_bytes += one.weight.numel() * one.weight.itemsize
                 linears[one.site_index] = pack(one.weight, one.bias)
         except AdapterRefused as refused:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from inference.errors import AdapterLoadFailed, Draining, InferenceError
 from inference.lora.host_cache import HostCache, HostSlab
+from inference.lora.priority import stand_back
 from inference.lora.reading import AdapterFiles, Reader
 
 LOADER_THREADS = 2  # one reads while the other checks; more would take processor time from the engine
@@ -38,11 +39,14 @@ class _Read:
 class Staging:
     """Brings adapters to host memory. Used from one event loop; `close` ends the reads and joins the threads."""
 
-    def __init__(self, reader: Reader, host: HostCache) -> None:
+    def __init__(self, reader: Reader, host: HostCache, *, niceness: int = 0) -> None:
+        """`niceness` is that of the threads, see `stand_back`."""
         self.host = host
         self._reader = reader
         self._reads: dict[str, _Read] = {}
-        self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
+        self._threads = ThreadPoolExecutor(
+            LOADER_THREADS, thread_name_prefix="adapter-loader", initializer=stand_back, initargs=(niceness,)
+        )
 
     async def close(self) -> None:
         """Ends every read and waits for the threads."""
