@@ -348,6 +348,8 @@ def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: cont
     metrics = Metrics()
     metrics.gauge("requests_running", "Requests in the batch.", lambda: engine.stats().running)
     metrics.gauge("requests_waiting", "Requests in the queue.", lambda: engine.stats().waiting)
+    metrics.gauge("requests_paused", "Requests whose tokens nobody takes.", lambda: engine.stats().paused)
+    metrics.gauge("preemptions", "Times that a request lost its row or its blocks.", lambda: engine.stats().preemptions)
     metrics.gauge("kv_blocks_free", "Free blocks of the KV cache, kept ones too.", lambda: engine.stats().blocks_free)
     metrics.gauge("kv_blocks_kept", "Free blocks that hold cached prefixes.", lambda: engine.stats().blocks_kept)
     metrics.gauge("adapters_loaded", "Adapters in memory.", lambda: len(adapters.loaded()))
