@@ -9,8 +9,6 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from loraplex.registry.v1 import watch_service_pb2 as pb
 from registry.errors import (
@@ -28,7 +26,6 @@ from registry.resources import (
     BaseModel,
     BaseModelCreated,
     Change,
-    Event,
     Progress,
     SnapshotEnd,
     SnapshotItem,
@@ -329,106 +326,6 @@ async def test_writers_at_once_make_dense_revisions_that_every_watcher_sees(
             assert [change.revision for change in watcher.changes] == list(range(1, history + 21))
         for watcher in watchers[3:]:
             watcher.close()
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-async def test_whatever_happens_watchers_end_where_the_database_is(
-    registry_server, client, new_base_model, new_adapter, data
-):
-    """A plain model of one adapter per example: its versions' states and its aliases."""
-    await client.create_base_model("base", new_base_model(0))
-    name = f"adapter-{(await client.status()).revision}"
-    start = (await client.status()).revision
-    watchers = {start: Watcher(registry_server, after_revision=start), None: Watcher(registry_server)}
-    retired: dict[int, bool] = {}
-    aliases: dict[str, int] = {}
-    steps = data.draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(["register", "promote", "retire", "unretire", "watch"]),
-                st.integers(1, 4),
-                st.sampled_from(["production", "canary"]),
-            ),
-            max_size=15,
-        )
-    )
-    for action, number, alias in steps:
-        before = (await client.status()).revision
-        is_possible = True
-        try:
-            if action == "register":
-                await client.register(new_adapter(number), adapter=name, base_model="base")
-            elif action == "promote":
-                await client.promote(name, number, alias=alias)
-            elif action == "retire":
-                await client.retire(name, number)
-            elif action == "unretire":
-                await client.unretire(name, number)
-        except RegistryError:
-            is_possible = False
-        after = (await client.status()).revision
-        assert after - before in (0, 1)
-        assert is_possible or after == before
-        if action == "register" and after > before:
-            retired[len(retired) + 1] = False
-        elif action == "promote":
-            assert is_possible == (retired.get(number) is False)
-            if is_possible:
-                assert (after > before) == (aliases.get(alias) != number)
-                aliases[alias] = number
-        elif action == "retire":
-            assert is_possible == (number in retired and (retired[number] or number not in aliases.values()))
-            if is_possible:
-                retired[number] = True
-        elif action == "unretire":
-            assert is_possible == (retired.get(number) is True)
-            if is_possible:
-                retired[number] = False
-        elif action == "watch":
-            watchers[after] = watchers.get(after) or Watcher(registry_server, after_revision=after)
-    end = (await client.status()).revision
-    for begin, watcher in watchers.items():
-        await watcher.until(end)
-        if begin is not None:
-            assert [change.revision for change in watcher.changes] == list(range(begin + 1, end + 1))
-        if begin in (None, start):
-            assert replay(watcher.messages, name) == (
-                aliases,
-                {number for number, is_retired in retired.items() if is_retired} if begin == start else None,
-            )
-        watcher.close()
-    if retired:
-        found = await client.get_adapter(name)
-        assert {one.alias: one.targets[0].version for one in found.aliases} == aliases
-        versions = await client.list_versions(name)
-        assert {one.number: one.state.value == "retired" for one in versions} == retired
-
-
-def replay(messages: list[WatchMessage], adapter: str) -> tuple[dict[str, int], set[int] | None]:
-    """Aliases and retired versions as a watcher knows them; from a snapshot it does not know which are retired."""
-    aliases: dict[str, int] = {}
-    retired: set[int] | None = set()
-    for message in messages:
-        match message:
-            case SnapshotItem(Alias() as alias) if alias.adapter == adapter:
-                aliases[alias.alias] = alias.targets[0].version
-            case SnapshotEnd():
-                retired = None
-            case Change(_, events):
-                for event in events:
-                    apply(event, adapter, aliases, retired)
-    return aliases, retired
-
-
-def apply(event: Event, adapter: str, aliases: dict[str, int], retired: set[int] | None) -> None:
-    match event.happening:
-        case AliasChanged(alias, _) if alias.adapter == adapter:
-            aliases[alias.alias] = alias.targets[0].version
-        case VersionRetired(version) if version.adapter == adapter and retired is not None:
-            retired.add(version.number)
-        case VersionUnretired(version) if version.adapter == adapter and retired is not None:
-            retired.discard(version.number)
 
 
 def connect(server: Any) -> psycopg.Connection[Any]:
