@@ -5,7 +5,6 @@ Also a whole worker over one of them, behind its real gRPC door, and random adap
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -16,9 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-import tokenizers
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -32,20 +29,8 @@ from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
 from rpc.security import Security
 from rpc.server import Server, Service
+from tests.tiny import BASE, write_adapter, write_tokenizer
 
-BASE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "eos_token_id": 2,
-}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -210,42 +195,16 @@ def tiny_served_dir(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytes
     """The folder of a tiny Llama with a tokenizer: every token is one printable character."""
     folder = tmp_path_factory.mktemp("served") / "tiny"
     shutil.copytree(tiny_model_dir("llama"), folder)
-    characters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[: BASE["vocab_size"]]
-    vocabulary = {character: number for number, character in enumerate(characters)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder)
     return folder
 
 
 @pytest.fixture
 def tiny_adapter(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the PEFT folder of a random adapter for the tiny Llama, strong enough to change what it answers."""
+    """Writes the PEFT folder of a random adapter for the tiny Llama: `tiny_adapter("a", seed=1, rank=8)`."""
 
-    def write(
-        name: str, *, seed: int = 0, rank: int = 4, targets: Sequence[str] = ("q_proj", "v_proj"), **config: Any
-    ) -> Path:
-        generator = torch.Generator().manual_seed(seed)
-        heads, kv_heads = 4 * 8, 2 * 8
-        widths = {"q_proj": (heads, 32), "k_proj": (kv_heads, 32), "v_proj": (kv_heads, 32), "o_proj": (32, heads)}
-        widths |= {"gate_proj": (40, 32), "up_proj": (40, 32), "down_proj": (32, 40)}
-        tensors = {}
-        for layer in range(BASE["num_hidden_layers"]):
-            for target in targets:
-                block = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-                key = f"base_model.model.model.layers.{layer}.{block}.{target}"
-                out_features, in_features = widths[target]
-                tensors[f"{key}.lora_A.weight"] = torch.randn(rank, in_features, generator=generator)
-                tensors[f"{key}.lora_B.weight"] = torch.randn(out_features, rank, generator=generator)
-                if config.get("use_dora"):
-                    tensors[f"{key}.lora_magnitude_vector"] = torch.rand(out_features, generator=generator) + 0.5
-        folder = tmp_path / name
-        folder.mkdir()
-        save_file(tensors, folder / "adapter_model.safetensors")
-        found = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(targets), **config}
-        (folder / "adapter_config.json").write_text(json.dumps(found))
-        return folder
+    def write(name: str, **traits: Any) -> Path:
+        return write_adapter(tmp_path / name, **traits)
 
     return write
 
