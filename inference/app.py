@@ -46,6 +46,7 @@ from inference.merger import Merger
 from inference.metrics import Metrics
 from inference.models.linear import PackedLinear, TiledLinear
 from inference.models.llama import Llama
+from inference.prefetching import Prefetcher
 from inference.push import Pushes
 from inference.requests import RequestReader
 from inference.resolution import STATE_FILE, open_resolution
@@ -197,6 +198,7 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
                 found.table,
                 desk,
                 core.adapters,
+                prefetcher=Prefetcher(desk, core.adapters),
                 table_path=settings.state_dir / STATE_FILE,
                 identity=WorkerAccount(
                     id=facts.worker_id,

@@ -23,6 +23,7 @@ from pathlib import Path
 from inference.adapters import AdapterDesk
 from inference.errors import InferenceError, RegistryUnreachable
 from inference.lora.loader import Adapters, LoadedAdapter
+from inference.prefetching import Prefetcher
 from inference.resolver import Version
 from inference.resolver.registry import to_version
 from inference.resolver.table import Key, Side, Split, Table, save
@@ -36,6 +37,7 @@ from registry.resources import (
     Event,
     SnapshotEnd,
     SnapshotItem,
+    VersionRegistered,
     VersionRetired,
     VersionState,
     VersionUnretired,
@@ -62,6 +64,7 @@ class Watcher:
         desk: AdapterDesk,
         adapters: Adapters,
         *,
+        prefetcher: Prefetcher,
         table_path: Path,
         identity: Worker,
     ) -> None:
@@ -70,6 +73,7 @@ class Watcher:
         self._table = table
         self._desk = desk
         self._adapters = adapters
+        self._prefetcher = prefetcher
         self._table_path = table_path
         self._identity = identity
         self._changed = asyncio.Event()  # the table or what is served; reconcile and report wait for it
@@ -90,6 +94,7 @@ class Watcher:
         finally:
             for task in self._loading.values():
                 task.cancel()
+            await self._prefetcher.close()
 
     async def _follow(self) -> None:
         while True:
@@ -116,6 +121,7 @@ class Watcher:
                     aliases.append(message.item)
                 elif isinstance(message.item, RegistryVersion):
                     versions[message.item.adapter, message.item.number] = message.item
+                    self._prefetcher.see(message.item)
                 continue
             if isinstance(message, SnapshotEnd):
                 desired = {Key(alias.adapter, alias.alias): _split(alias, versions) for alias in aliases}
@@ -161,6 +167,8 @@ class Watcher:
             versions = {(version.adapter, version.number): version for version in happening.versions}
             key = Key(happening.alias.adapter, happening.alias.alias)
             table.desire(key, _split(happening.alias, versions))
+        elif isinstance(happening, VersionRegistered):
+            self._prefetcher.see(happening.version)
         elif isinstance(happening, VersionRetired):
             table.retired.add((happening.version.adapter, happening.version.number))
         elif isinstance(happening, VersionUnretired):

@@ -11,9 +11,12 @@ from typing import Any
 
 from adapter.manifest import Manifest, ManifestFile
 from inference.errors import AdapterLoadFailed, RegistryUnreachable
+from inference.lora.host_cache import HostCache
+from inference.prefetching import Prefetcher
 from inference.resolver import Version
 from inference.resolver.registry import to_version
 from inference.resolver.table import Key, Table
+from inference.tiers import PREFETCH_LABEL, Tier
 from inference.watcher import Watcher
 from registry.resources import (
     AdapterVersion,
@@ -22,8 +25,10 @@ from registry.resources import (
     AliasTarget,
     Change,
     Event,
+    Provenance,
     SnapshotEnd,
     SnapshotItem,
+    VersionRegistered,
     VersionState,
     WatchMessage,
     Worker,
@@ -34,12 +39,12 @@ KEY = Key("sql", "production")
 LIMIT_S = 20.0
 
 
-def make_version(number: int) -> AdapterVersion:
+def make_version(number: int, **labels: str) -> AdapterVersion:
     manifest = Manifest((ManifestFile("adapter_config.json", 2, "sha256:" + f"{number:064x}"),))
     return AdapterVersion(
         adapter="sql", number=number, digest=manifest.digest, base_model="base", base_model_digest="sha256:" + "b" * 64,
         manifest=manifest, rank=8, alpha=8.0, target_modules=(), features=(), state=VersionState.VALIDATED,
-        size_bytes=2,
+        size_bytes=2, provenance=Provenance(labels={PREFETCH_LABEL: labels["prefetch"]} if labels else {}),
     )  # fmt: skip
 
 
@@ -55,6 +60,9 @@ class World:
     def __init__(self) -> None:
         self.messages: asyncio.Queue[WatchMessage] = asyncio.Queue()
         self.loads: list[int] = []
+        self.prefetched: list[tuple[int, Tier]] = []
+        self.free_bytes = 2**20
+        self.host = HostCache(2**20)
         self.retired: list[str] = []
         self.gates: dict[int, asyncio.Event] = {}
         self.errors: dict[int, list[Exception]] = {}
@@ -78,11 +86,17 @@ class World:
             raise self.errors[version.number].pop(0)
         return 2
 
+    async def prefetch(self, version: Version, tier: Tier) -> int:
+        self.prefetched.append((version.number, tier))
+        if self.errors.get(version.number):
+            raise self.errors[version.number].pop(0)
+        return 2
+
     def loaded(self) -> list[Any]:
         return []
 
     def fits_free(self, num_bytes: int) -> bool:
-        return True
+        return num_bytes <= self.free_bytes
 
     def retire(self, digest: str) -> None:
         self.retired.append(digest)
@@ -93,7 +107,10 @@ async def watching(folder: Path) -> AsyncIterator[tuple[World, Table]]:
     world, table = World(), Table()
     fake: Any = world
     identity = Worker("w", "127.0.0.1:1", "base", "sha256:" + "b" * 64, 0, ())
-    watcher = Watcher(fake, table, fake, fake, table_path=folder / "table.json", identity=identity)
+    prefetcher = Prefetcher(fake, fake)
+    watcher = Watcher(
+        fake, table, fake, fake, prefetcher=prefetcher, table_path=folder / "table.json", identity=identity
+    )
     task = asyncio.create_task(watcher.run())
     try:
         yield world, table
@@ -195,3 +212,30 @@ async def test_a_snapshot_replaces_what_was_known_and_is_saved(tmp_path: Path) -
         assert world.retired == [make_version(1).digest]
         await until(lambda: Table.load(tmp_path / "table.json").serving == table.serving)
         assert Table.load(tmp_path / "table.json").store_id == "another store"
+
+
+def register(version: AdapterVersion, revision: int) -> Change:
+    return Change(revision, (Event(revision, datetime.now(UTC), VersionRegistered(version)),))
+
+
+async def test_a_version_with_the_label_is_brought_to_its_tier_as_soon_as_it_is_registered(tmp_path: Path) -> None:
+    async with watching(tmp_path) as (world, _):
+        world.errors[1] = [RegistryUnreachable("not now")]
+        tiers = ("disk", "nowhere", "host", "arena")
+        for number, word in enumerate(tiers, start=1):
+            world.messages.put_nowait(register(make_version(number, prefetch=word), revision=number))
+        world.messages.put_nowait(register(make_version(5), revision=5))
+        world.messages.put_nowait(SnapshotItem(make_version(6, prefetch="host")))
+        await until(lambda: len(world.prefetched) == 4)
+        assert world.prefetched == [(1, Tier.DISK), (3, Tier.HOST), (4, Tier.ARENA), (6, Tier.HOST)]
+
+
+async def test_nobody_leaves_the_arena_for_a_wish(tmp_path: Path) -> None:
+    async with watching(tmp_path) as (world, _):
+        world.free_bytes = 1
+        world.messages.put_nowait(register(make_version(1, prefetch="arena"), revision=1))
+        await until(lambda: len(world.prefetched) == 1)
+        world.host = HostCache(1)
+        world.messages.put_nowait(register(make_version(2, prefetch="arena"), revision=2))
+        await until(lambda: len(world.prefetched) == 2)
+        assert world.prefetched == [(1, Tier.HOST), (2, Tier.DISK)]
