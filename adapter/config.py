@@ -24,6 +24,8 @@ from adapter.patterns import Budget, Pattern
 # A configuration that lists every module of a large model by its full name stays under a tenth of this.
 MAX_CONFIG_BYTES = 2**20
 MAX_PATTERNS = 4096
+# Each name is compared with the end of every module's, so these are few; all norms of a deep model are half as many.
+MAX_SAVED = 512
 # Expressions with repeats or choices are slow to match; real configurations hold a handful.
 MAX_REGULAR_EXPRESSIONS = 16
 ALL_LINEAR = "all-linear"
@@ -268,8 +270,8 @@ class _Reader:
 
     def saved(self) -> tuple[str, ...]:
         found = self.names("modules_to_save")
-        if len(found) > MAX_PATTERNS:
-            self.expected("modules_to_save", f"at most {MAX_PATTERNS} names", str(len(found)))
+        if len(found) > MAX_SAVED:
+            self.expected("modules_to_save", f"at most {MAX_SAVED} names", str(len(found)))
             return ()
         return tuple(dict.fromkeys(found))
 
