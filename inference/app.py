@@ -50,6 +50,7 @@ from inference.prefetching import Prefetcher
 from inference.push import Pushes
 from inference.requests import RequestReader
 from inference.resolution import STATE_FILE, open_resolution
+from inference.resolver.cache import FileCache
 from inference.self_test import SelfTest
 from inference.service import InferenceService
 from inference.settings import Settings
@@ -110,7 +111,12 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
     streams = Streams()
     max_slots = settings.max_loras or MAX_SLOTS
     bank = Bank(
-        model.sites, capacity_bytes=settings.adapter_memory, dtype=model.dtype, device=device, max_slots=max_slots
+        model.sites,
+        capacity_bytes=settings.adapter_memory,
+        dtype=model.dtype,
+        device=device,
+        max_slots=max_slots,
+        is_checked=settings.check_adapters,
     )
     slots = Slots(bank.capacity_bytes, max_slots=max_slots)
     reader = Reader(
@@ -224,14 +230,17 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
             desk=desk,
             engine=core.engine,
             streams=core.streams,
-            metrics=_metrics(settings, core.engine, core.adapters, stack),
+            metrics=_metrics(settings, core, found.cache, stack),
             revision=lambda: found.table.revision,
         )
         pushes = Pushes(
-            found,
+            found.pushed,
             desk,
-            core.adapters,
-            core.engine,
+            resolver=found.resolver,
+            registry=found.registry,
+            adapters=core.adapters,
+            engine=core.engine,
+            scratch=found.scratch,
             base_model_digest=model.digest,
             max_bytes=settings.push_bytes,
             allowed=settings.pushes,
@@ -346,8 +355,8 @@ def _graphs(model: Llama, kv_cache: KVCache, limits: Limits) -> DecodeGraphs | N
     )
 
 
-def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: contextlib.AsyncExitStack) -> Metrics:
-    metrics = Metrics()
+def _metrics(settings: Settings, core: Core, disk: FileCache, stack: contextlib.AsyncExitStack) -> Metrics:
+    metrics, engine, adapters = Metrics(), core.engine, core.adapters
     metrics.gauge("requests_running", "Requests in the batch.", lambda: engine.stats().running)
     metrics.gauge("requests_waiting", "Requests in the queue.", lambda: engine.stats().waiting)
     metrics.gauge("requests_paused", "Requests whose tokens nobody takes.", lambda: engine.stats().paused)
@@ -356,6 +365,9 @@ def _metrics(settings: Settings, engine: Engine, adapters: Adapters, stack: cont
     metrics.gauge("kv_blocks_kept", "Free blocks that hold cached prefixes.", lambda: engine.stats().blocks_kept)
     metrics.gauge("adapters_loaded", "Adapters in memory.", lambda: len(adapters.loaded()))
     metrics.gauge("adapter_bytes_used", "Bytes of adapters in memory.", lambda: adapters.used_bytes)
+    metrics.gauge("adapter_bytes_moved", "Bytes moved to join holes, ever.", lambda: adapters.moved_bytes)
+    metrics.gauge("host_cache_bytes_used", "Bytes of adapters in host memory.", lambda: adapters.host.used_bytes)
+    metrics.gauge("disk_cache_bytes_used", "Bytes of adapters on disk.", lambda: disk.used_bytes)
     if settings.metrics_listen:
         stack.callback(metrics.serve(settings.metrics_listen))
     return metrics

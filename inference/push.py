@@ -37,9 +37,9 @@ from inference.errors import (
     TooManyPushes,
 )
 from inference.lora.loader import Adapters, Lease
-from inference.resolution import Resolution
-from inference.resolver import PUSHED, Version
+from inference.resolver import PUSHED, Resolver, Version
 from inference.resolver.intake import read_manifest
+from inference.resolver.pushed import PushedResolver
 
 # Each stages a whole file and its load takes memory beside what serves.
 MAX_PUSHES = 4
@@ -71,20 +71,30 @@ class PushHeader:
 
 
 class Pushes:
-    """Takes pushes. `max_bytes` bounds the weights' file; `allowed` is Settings.pushes."""
+    """Takes pushes. `resolver` is the worker's, of which `pushed` and `registry` are parts.
+
+    `scratch` is a folder that lives as long as the process. `max_bytes` bounds the weights' file; `allowed` is
+    Settings.pushes.
+    """
 
     def __init__(
         self,
-        found: Resolution,
+        pushed: PushedResolver,
         desk: AdapterDesk,
+        *,
+        resolver: Resolver,
+        registry: Resolver | None,
         adapters: Adapters,
         engine: Engine,
-        *,
+        scratch: Path,
         base_model_digest: str,
         max_bytes: int,
         allowed: str = "new",
     ) -> None:
-        self._found = found
+        self._pushed = pushed
+        self._resolver = resolver
+        self._registry = registry
+        self._scratch = scratch
         self._desk = desk
         self._adapters = adapters
         self._engine = engine
@@ -109,7 +119,7 @@ class Pushes:
         try:
             await self._check_name_is_free(header.adapter)
             # At once: what a thread makes for a caller that gives up meanwhile is nobody's.
-            folder = Path(tempfile.mkdtemp(dir=self._found.scratch, prefix="push-"))
+            folder = Path(tempfile.mkdtemp(dir=self._scratch, prefix="push-"))
             try:
                 version = await self._receive(header, chunks, folder)
                 return await self._serve(version, folder, header.mode)
@@ -133,10 +143,10 @@ class Pushes:
 
     async def _check_name_is_free(self, name: str) -> None:
         """Raises NameTaken when the registry has the name, and RegistryUnreachable when that cannot be known."""
-        if self._found.registry is None or self._allowed == "any":
+        if self._registry is None or self._allowed == "any":
             return
         try:
-            taken = await self._found.registry.resolve(Reference.parse(name))
+            taken = await self._registry.resolve(Reference.parse(name))
         except AdapterNotFound:
             return
         raise NameTaken(f"{name} is the registry's, which serves {taken.name} under it; push another name")
@@ -164,7 +174,7 @@ class Pushes:
 
     async def _serve(self, version: Version, folder: Path, mode: ReloadMode) -> Version:
         """Loads the version beside what serves, and switches."""
-        pushed = self._found.pushed
+        pushed = self._pushed
         if not pushed.has_files(version.digest):
             pushed.add(version, folder)
         lease = await self._desk.acquire(version)
@@ -188,7 +198,7 @@ class Pushes:
             _check_may_go_on(follower, lease)
         # Everything that was submitted so far is moved by the engine, and whatever comes later has a lease that is.
         moved = self._engine.reload(version.adapter, slot=lease.slot, digest=lease.digest) if followers else None
-        before = self._found.pushed.switch(version)
+        before = self._pushed.switch(version)
         old = [lease.again() for _ in followers]
         for follower, one in zip(followers, old, strict=True):
             follower.exchange(one)
@@ -205,12 +215,12 @@ class Pushes:
         if any(loaded.is_pinned for loaded in self._adapters.loaded() if loaded.digest == before.digest):
             self._adapters.pin(version.digest)
             self._adapters.unpin(before.digest)
-        if not any(known.version.digest == before.digest for known in self._found.resolver.known()):
+        if not any(known.version.digest == before.digest for known in self._resolver.known()):
             self._adapters.retire(before.digest)
 
     async def _clean(self, folder: Path) -> None:
         """Removes what no name means any more, this push's own folder too unless it is served."""
-        pushed = self._found.pushed
+        pushed = self._pushed
         gone = pushed.drop_unused(self._adapters.is_loading)
         if not pushed.uses(folder):
             gone.append(folder)
