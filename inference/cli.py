@@ -103,6 +103,7 @@ def main() -> None:
 @click.option("--max-loras", type=int, help="Adapters in memory.  [default: what there is room for]")
 @click.option("--max-lora-rank", type=int, help="Refuse adapters of a larger rank.  [default: refuse none]")
 @click.option("--max-cpu-loras", type=int, help="Adapters in the host cache.  [default: what there is room for]")
+@click.option("--check-adapters", is_flag=True, default=None, help="Check the weights used at every step; slow.")
 @click.option("--kv-memory", metavar="SIZE", help="Memory for the KV cache.  [default: 512MiB]")
 @click.option("--max-context", type=int, help="Prompt and answer, in tokens.  [default: the model's]")
 @click.option("--max-batch", type=int, help="Requests in one step.  [default: 64]")

@@ -79,6 +79,9 @@ class Settings:
     """The largest rank of an adapter's module; 0 means the largest that any adapter may have."""
     max_cpu_loras: int = 0
     """Adapters in `host_cache` at once; 0 means as many as there is room for."""
+    check_adapters: bool = False
+    """Whether each step reads the weights that it uses once more and checks that they are those of their digests. It
+    takes as long as the step: for tests, and for the hunt for a defect."""
     kv_memory: int = 512 * 2**20
     max_context: int = 0
     """Tokens of prompt and answer together; 0 means the model's own limit."""
@@ -180,7 +183,7 @@ _COUNTS = frozenset(
     }
 )  # fmt: skip
 _LISTS = frozenset({"adapters", "adapter_dirs", "adapter_urls", "hub", "resolvers"})
-_FLAGS = frozenset({"deterministic", "prefix_cache"})
+_FLAGS = frozenset({"check_adapters", "deterministic", "prefix_cache"})
 _FLAG_VALUES = {"true": True, "1": True, "false": False, "0": False}
 _SECONDS = frozenset({"load_wait_s", "drain_s"})
 

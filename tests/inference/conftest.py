@@ -246,6 +246,7 @@ def open_worker(tiny_served_dir: Path, tmp_path: Path) -> Callable[..., Abstract
         threads=1,
         adapter_memory=4 * 2**20,
         kv_memory=4 * 2**20,
+        check_adapters=True,
     )
 
     @asynccontextmanager
