@@ -57,24 +57,19 @@ class Running:
         most = self._tenants.of(sequence.request.tenant).max_rows
         return most is None or self._by_tenant[sequence.request.tenant] + sequence.rows <= most
 
-    def has_rows_for(self, sequence: Sequence) -> bool:
-        """Whether the step has rows for it, and a place for its adapters."""
-        request, limits = sequence.request, self._limits
-        if self.num_rows + sequence.rows > limits.rows:
+    def has_rows_for(self, sequence: Sequence, *, without: Iterable[Sequence] = ()) -> bool:
+        """Whether the step has rows for it, and a place for its adapters, if some that run were gone."""
+        gone = list(without)
+        if self.num_rows - sum(one.rows for one in gone) + sequence.rows > self._limits.rows:
             return False
-        if limits.adapters is None:
+        if self._limits.adapters is None:
             return True
-        new = {use.digest for use in request.uses if not self._by_digest[use.digest]}
-        return len(self._by_digest) + len(new) <= limits.adapters
-
-    def without(self, sequences: Iterable[Sequence]) -> Running:
-        """The same with these sequences gone, for a trial."""
-        gone = set(map(id, sequences))
-        rest = Running(self._limits, self._tenants)
-        for sequence in self._sequences:
-            if id(sequence) not in gone:
-                rest.add(sequence)
-        return rest
+        digests = self._by_digest.copy()
+        for one in gone:
+            for use in one.request.uses:
+                digests[use.digest] -= one.rows
+        used = {digest for digest, rows in digests.items() if rows}
+        return len(used | {use.digest for use in sequence.request.uses}) <= self._limits.adapters
 
     def add(self, sequence: Sequence) -> None:
         bisect.insort(self._sequences, sequence, key=BY_AGE)

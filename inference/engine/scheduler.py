@@ -111,7 +111,8 @@ class Scheduler:
 
     @property
     def num_paused(self) -> int:
-        return sum(map(len, self._paused.values()))
+        """Requests, each with all its answers."""
+        return len(self._paused)
 
     @property
     def num_waiting(self) -> int:
@@ -224,6 +225,7 @@ class Scheduler:
         for sequence in self._requests[request_id]:
             if sequence in self._running:
                 self._running.remove(sequence)
+                self._tables.disappoint(sequence)
                 bisect.insort(self._parked, sequence, key=BY_AGE)
             else:
                 self._queue.remove(sequence)
@@ -286,7 +288,7 @@ class Scheduler:
         assert self._parked == idle, "a sequence without a row has blocks that nobody can take back"
         for sequence in everywhere:
             assert 0 <= sequence.computed < len(sequence.tokens) <= self.limits.max_context, "it should have ended"
-        self._tables.check_integrity(everywhere)
+        self._tables.check_integrity(everywhere, computing=list(self._running))
 
     def _admit(self, now_s: float) -> None:
         """Gives rows and blocks to sequences whose turn it is, while tokens of the step are left for them.
@@ -363,7 +365,7 @@ class Scheduler:
                 continue
             rows[name] -= victim.rows
             victims.append(victim)
-            if not self._running.without(victims).has_rows_for(sequence):
+            if not self._running.has_rows_for(sequence, without=victims):
                 continue
             if self._needed(sequence, cached) <= self.blocks.num_free_without(map(held, victims), cached):
                 for one in victims:

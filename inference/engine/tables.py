@@ -101,13 +101,14 @@ class BlockTables:
         for key in [key for key in sequence.known_keys if self._computing.get(key) is sequence]:
             del self._computing[key]
 
-    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Asserts that these sequences have exactly the blocks that they need, and that no block is lost."""
+    def check_integrity(self, sequences: Iterable[Sequence], *, computing: Iterable[Sequence]) -> None:
+        """Asserts that these sequences have exactly the blocks that they need, and that no block is lost or awaited but
+        those that some of them are computing."""
+        assert set(map(id, self._computing.values())) <= set(map(id, computing)), "a block is waited for in vain"
         size = self.pool.block_size
         for sequence in sequences:
             if not sequence.blocks:
                 assert sequence.computed == 0, "a sequence has lost what it computed"
-                assert sequence not in self._computing.values(), "it is waited for in vain"
                 continue
             assert self.pool.needed_for(len(sequence.tokens) - 1) <= len(sequence.blocks), "a block is missing"
             assert len(sequence.blocks) <= self.pool.needed_for(len(sequence.tokens)), "a block is too many"

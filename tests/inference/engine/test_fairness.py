@@ -168,6 +168,18 @@ def test_a_paused_request_gives_its_row_to_others_and_goes_on_where_it_was(simul
     assert world.runner.computed_tokens == computed + 6, "it kept what it had computed"
 
 
+def test_nobody_waits_for_a_prompt_that_a_paused_request_would_compute(simulate: Simulate) -> None:
+    world = simulate(max_step_tokens=8)
+    paused, other = world.submit(range(40), max_tokens=2), world.submit(range(40), max_tokens=2)
+    world.step()
+    world.scheduler.pause(paused.id)
+    while other.id not in world.ends:
+        world.step()
+    world.scheduler.resume(paused.id)
+    world.run()
+    assert world.outputs[paused.id] == world.outputs[other.id] == world.answer_alone(other)
+
+
 def test_a_paused_request_loses_its_blocks_when_others_need_them(simulate: Simulate) -> None:
     world = simulate(num_blocks=16, is_prefix_cached=False)
     slow = world.submit(20, max_tokens=9)
