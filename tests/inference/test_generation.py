@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import warnings
 
 import pytest
@@ -189,3 +190,34 @@ async def test_an_adapter_that_the_worker_merges_answers_as_before_and_the_base_
 def test_merging_and_equal_bits_in_any_batch_exclude_each_other(settings):
     with pytest.raises(InvalidRequest, match="merge: expected none in deterministic steps"):
         dataclasses.replace(settings, merge="tools", deterministic=True)
+
+
+async def test_guides_and_bad_words_are_in_the_words_of_the_adapter_beside_rows_without_it(settings):
+    async def ask(service, *adapters, bad_words=(), **fields):
+        request = pb.GenerateRequest(
+            text="w5 w9 w7",
+            adapters=[pb.AdapterUse(reference=name) for name in adapters],
+            stop=pb.StopConditions(max_tokens=8),
+            sampling=pb.SamplingParams(temperature=1.0, seed=3, bad_words=bad_words),
+            **fields,
+        )
+        async with contextlib.aclosing(service.Generate(request, None)) as stream:
+            chunks = [message.chunk async for message in stream]
+        return [token_id for chunk in chunks for token_id in chunk.token_ids], "".join(chunk.text for chunk in chunks)
+
+    async with open_core(settings) as core, open_service(settings, core) as service:
+        calls = pb.Guide(regex="(<call>|w9[0-5]){5}")
+        words = pb.Guide(regex="(w3[0-9]){4}")
+        guided, plain, base, free = await asyncio.gather(
+            ask(service, "tools", guide=calls),
+            ask(service, "tools", bad_words=["<call>", "l"]),
+            ask(service, guide=words, bad_words=["w31"]),
+            ask(service),
+        )
+        assert len(guided[0]) == 6, "five words and the end"
+        assert set(guided[0][:5]) <= {CALL, *range(90, 96)}
+        assert re.fullmatch("(<call>|w9[0-5]){5}", guided[1])
+        assert CALL not in plain[0]
+        assert [token_id // 10 for token_id in base[0][:4]] == [3] * 4
+        assert 31 not in base[0]
+        assert free == await ask(service), "wherever the logits are wider, other rows draw the same"

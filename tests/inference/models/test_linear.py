@@ -41,6 +41,9 @@ class AddsItsSite:
     def add(self, site_index, x, y):
         y += site_index * x.sum()
 
+    def merged(self, site_index):
+        return None
+
 
 def test_adapters_are_added_to_the_product_at_their_site():
     weight, x = torch.randn(8, 4), torch.randn(2, 4)
