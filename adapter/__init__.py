@@ -18,7 +18,7 @@ Refused, by name:
     a changed base model  init_lora_weights pissa, olora, corda, loftq, lora_ga: PEFT converts such an adapter when it
                           saves it with path_initial_model_for_weight_conversion, and what it then writes is served
     other arithmetic      aLoRA, Arrow, QA-LoRA, KaSA, MonteCLoRA, block-diagonal LoRA, layer_replication, Megatron,
-                          target_parameters; bias "all" and "lora_only"
+                          target_parameters; trained biases of the base model's own (bias "all" and "lora_only")
     other modules         full training of a linear layer or of a norm within a head; lora_bias on the embedding;
                           modules that the base model lacks, fused ones too
     both at once          LoRA or trained tokens beside a fully trained end; DoRA or a bias beside a resized one

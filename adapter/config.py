@@ -223,8 +223,9 @@ class _Reader:
         peft_type = self.values.get("peft_type")
         if peft_type != "LORA":
             self.expected("peft_type", "'LORA'", _shown_value(peft_type))
-        if (bias := self.values.get("bias", "none")) not in ("none", None):
-            self.expected("bias", "'none' (trained biases are not served)", _shown_value(bias))
+        # Where the base model has no biases, as most, all of these say the same: the file tells, see adapter.plan.
+        if (bias := self.values.get("bias")) not in ("none", "all", "lora_only", None):
+            self.expected("bias", "'none', 'all' or 'lora_only'", _shown_value(bias))
         init = self.values.get("init_lora_weights", True)
         if not isinstance(init, bool | str | None) or init not in _SERVED_INITS:
             self.expected(

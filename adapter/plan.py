@@ -235,6 +235,8 @@ def _check_tensor(key: str, shape: tuple[int, ...], header: Header, reasons: lis
 def _why_unused(key: str, info: TensorInfo, modules: Mapping[str, tuple[int, int]]) -> str:
     what = f"tensor {shown(key)} {list(info.shape)}"
     feature = next((feature for part, feature in _FEATURE_OF_KEY.items() if part in key), None)
+    if key.endswith(".bias") and "lora_" not in key:
+        feature = "a trained bias"
     if feature is not None:
         return f"{what}: {feature} is not served"
     module, separator, _ = key.removeprefix(KEY_PREFIX).partition(".lora_")

@@ -71,6 +71,8 @@ def plan_of(folder: Path, modules: dict[str, tuple[int, int]]) -> AdapterPlan:
             "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 40, "k_proj": 3},
         },
         {"target_modules": ["q_proj"], "init_lora_weights": "gaussian", "bias": "none", "fan_in_fan_out": False},
+        {"target_modules": ["q_proj"], "bias": "all"},
+        {"target_modules": ["q_proj"], "bias": "lora_only"},
         {"target_modules": ["q_proj"], "init_lora_weights": "mica", "r": 2},
         {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
         {"target_modules": "all-linear", "use_dora": True},
@@ -99,7 +101,6 @@ def test_the_plan_is_what_peft_applies(
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"target_modules": ["q_proj"], "bias": "lora_only"}, "trained biases"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["k_proj"]}, "full training of other modules"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "keeps the base model's weights"),
         ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 3]]}, "layer replication"),

@@ -127,6 +127,8 @@ def test_a_scale_that_is_no_number_is_refused(plan_of: PlanOf, tensors: Tensors)
         (f"base_model.model.{Q0}.lora_B.bias", "the configuration does not ask for it"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "the configuration does not ask for it"),
         (f"base_model.model.{Q0}.base_layer.weight", "a copy of the base model's weights"),
+        (f"base_model.model.{Q0}.base_layer.bias", "a trained bias is not served"),
+        ("base_model.model.model.layers.0.self_attn.k_proj.bias", "a trained bias is not served"),
         ("base_model.model.lm_head.modules_to_save.weight", "a fully trained module"),
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trained tokens"),
         (f"base_model.model.{Q0}.lora_diag", "KaSA"),
