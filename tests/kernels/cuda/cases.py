@@ -46,10 +46,10 @@ class Bench:
 
 
 def rows(bench: Bench) -> None:
-    """Units of one, two and four entries, parts of no rank, ragged slices, tails of columns."""
+    """Units of one, two and four entries, one of them the last, parts of no rank, ragged slices, tails of columns."""
     bench.choose(Family.ROWS)
     adapters = bench.make_adapters([UNUSED, (16, 8, 8), (1, 0, 5), (21, 17, 2)], 776, (264, 8, 72), BF16)
-    bench.check(adapters, [[(1, 1.5)]] * 5 + [BASE] + [[(3, 0.5)]] * 2 + [[(2, 1.0)]])
+    bench.check(adapters, [[(1, 1.5)]] * 5 + [BASE] + [[(2, 0.5)]] * 2 + [[(3, 1.0)]])
     a_bytes = int(adapters.site.ranks[1:].sum()) * adapters.site.in_features * 2
     read = bench.device.launches[-2].traffic.bytes_read["shrink_rows.2"]
     assert a_bytes <= read <= a_bytes + 3 * 64, "more of the arena was read than the slots' rank rows"
