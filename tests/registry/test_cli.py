@@ -102,13 +102,13 @@ async def test_register_says_what_it_did(commands: Any, tmp_path: Path) -> None:
 
 
 async def test_an_adapter_that_is_refused_is_listed_with_every_reason(commands: Any, tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "dora", use_qalora=True, trainable_token_indices=[1])
+    folder = make_adapter(tmp_path / "dora", use_qalora=True, layer_replication=[[0, 1]])
     ended = await commands("register", folder, "--name", "dora", "--base", "tiny")
     assert (ended.code, ended.out) == (4, "")
     lines = ended.err.splitlines()
     assert lines[0].startswith("error: ")
     assert any("use_qalora" in line for line in lines)
-    assert any("trainable_token_indices" in line for line in lines)
+    assert any("layer_replication" in line for line in lines)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "adapter_config.json").write_text("{}")
@@ -196,8 +196,8 @@ async def test_a_folder_that_the_registry_may_not_read_is_refused(commands: Any,
 
 
 async def test_events_are_compacted_on_demand(commands: Any, tmp_path: Path) -> None:
-    said = await commands("db", "compact", "--keep-revisions", 1, "--keep-days", 0)
     revision = (await commands.json("status"))["status"]["revision"]
+    said = await commands("db", "compact", "--keep-revisions", 1, "--keep-days", 0)
     assert said.out == (f"removed {revision - 1} events; those after revision {revision - 1} of {revision} are kept\n")
     assert (await commands.json("db", "compact"))["removed_events"] == 0
 
