@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from inference.engine.tenants import TenantPolicy
-from inference.errors import InvalidRequest
+from inference.errors import InferenceError, InvalidRequest, TenantRateExceeded
 from inference.tenants import read_tenants
+from rpc.status import from_rpc_error
 
 
 def test_each_tenant_has_its_own_policy_and_a_star_is_for_the_rest(tmp_path: Path) -> None:
@@ -44,3 +46,27 @@ def test_a_file_that_is_not_there_or_no_json_is_refused(tmp_path: Path) -> None:
     for name in ("broken.json", "missing.json"):
         with pytest.raises(InvalidRequest, match=f"expected a JSON file at .*{name}"):
             read_tenants(tmp_path / name)
+
+
+async def test_a_worker_refuses_who_is_over_its_rate_by_name_or_by_its_adapter(
+    open_worker: Any, tiny_adapter: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "tenants.json"
+    path.write_text(json.dumps({name: {"tokens_per_s": 0.01, "burst_tokens": 4} for name in ("acme", "one")}))
+    adapters = tuple(f"{name}={tiny_adapter(name)}" for name in ("one", "two"))
+    async with open_worker(tenants=path, adapters=adapters) as worker:
+        for used, free in (({"tenant": "acme"}, {"tenant": "other"}), ({"adapter": "one"}, {"adapter": "two"})):
+            await ask(worker, **used)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(worker, **used)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            error = from_rpc_error(caught.value, InferenceError)
+            assert isinstance(error, TenantRateExceeded)
+            assert error.retry_after_s is not None
+            assert error.retry_after_s > 100
+            await ask(worker, **free)
+
+
+async def ask(worker: Any, *, tenant: str = "", adapter: str = "") -> None:
+    messages = await worker.generate([3, 4, 5], *([adapter] if adapter else []), max_tokens=4, tenant=tenant)
+    assert messages[-1].finished.output_tokens == 4
