@@ -24,7 +24,7 @@ from inference.lora.extents import Extent
 from inference.lora.weights import Layout
 from inference.models.llama import Llama
 
-NUM_STEPS, NUM_SEQUENCES = 6, 5
+NUM_STEPS, NUM_SEQUENCES, NUM_SLOTS = 8, 5, 6
 BLOCK_SIZE = 256  # the least that torch's attention reads on a device
 EXTENT_BYTES = 1 << 17
 
@@ -78,7 +78,9 @@ def lay_out_next(bank: Bank, sequences: list[Sequence], uses: list[list[tuple[in
 
 def test_replays_have_the_bits_of_the_steps_beside_loads_on_another_thread(model):
     config, device = model.config, model.device
-    bank = Bank(model.sites, capacity_bytes=8 * EXTENT_BYTES, dtype=model.dtype, device=device, max_slots=8)
+    bank = Bank(
+        model.sites, capacity_bytes=NUM_SLOTS * EXTENT_BYTES, dtype=model.dtype, device=device, max_slots=NUM_SLOTS
+    )
     caches = [
         KVCache(
             num_layers=config.num_layers,
@@ -104,7 +106,7 @@ def test_replays_have_the_bits_of_the_steps_beside_loads_on_another_thread(model
     for step in range(NUM_STEPS):
         for sequence, token in zip(sequences, logits.argmax(dim=-1).tolist(), strict=True):
             sequence.tokens.append(token)
-        coming = 3 + step % 4
+        coming = min(set(range(NUM_SLOTS)) - {slot for pairs in uses for slot, _ in pairs})
         bank.disown(coming)
         loading = threading.Thread(target=write_random, args=(bank, model, coming, 16))
         loading.start()
