@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 ALTERNATIVES = click.IntRange(0, 20)
 ANSWERS = click.IntRange(1, 16)
-TOKEN_ID = click.IntRange(0, 2**32 - 1)
+MAX_TOKEN_ID = 2**32 - 1
+TOKEN_ID = click.IntRange(0, MAX_TOKEN_ID)
 GUIDES = ("json_schema", "json_object", "regex", "grammar", "choices")
 
 
@@ -66,7 +67,10 @@ def generate(server: str, token_file: Path | None, ca: Path | None, output: str,
 
     With -o json one line for each message of the stream. Several answers are printed one after the other.
     """
-    request = make_request(**flags)
+    try:
+        request = make_request(**flags)
+    except UnicodeError:
+        raise click.UsageError("Expected text in UTF-8, found other bytes.") from None
     printer = _print_json if output == "json" else Printer(answers=request.n or 1)
 
     async def ask(stub: pb_grpc.InferenceServiceAsyncStub) -> None:
@@ -124,7 +128,7 @@ def make_request(
     request = pb.GenerateRequest(
         **{name: value for name in whole if (value := flags.pop(name)) is not None},
         sampling=pb.SamplingParams(
-            logit_bias=dict(_pair(item, int, "--logit-bias", "ID=BIAS") for item in logit_bias),
+            logit_bias=dict(_pair(item, _token_id, "--logit-bias", "ID=BIAS") for item in logit_bias),
             **{name: value for name, value in flags.items() if value is not None},
         ),
         stop=pb.StopConditions(
@@ -199,6 +203,13 @@ def _pair(item: str, kind: Callable[[str], Any], flag: str, form: str) -> tuple[
         return kind(name), float(value)
     except ValueError:
         raise click.BadParameter(f"expected {form}, found {item!r}", param_hint=flag) from None
+
+
+def _token_id(text: str) -> int:
+    found = int(text)
+    if not 0 <= found <= MAX_TOKEN_ID:
+        raise ValueError(text)
+    return found
 
 
 def _end(done: pb.Finished) -> None:

@@ -124,6 +124,11 @@ def test_one_flag_says_what_the_answer_looks_like(tmp_path: Any, flags: list[str
         (["hi", "--logprobs", "21"], "0<=x<=20"),
         (["hi", "--json-schema", "nowhere.json"], "does not exist"),
         (["hi", "--logit-bias", "x=1"], "expected ID=BIAS, found 'x=1'"),
+        (["hi", "--logit-bias", "-1=1"], "expected ID=BIAS, found '-1=1'"),
+        (["hi", "--logit-bias", "4294967296=1"], "expected ID=BIAS, found '4294967296=1'"),
+        (["hi", "--json-schema", "BYTES"], "Expected text in UTF-8"),
+        (["hi", "--tool", "BYTES"], "is not JSON"),
+        (["a\udcff"], "Expected text in UTF-8"),
         (["hi", "--adapter", "sql=much"], "expected REF=WEIGHT, found 'sql=much'"),
         (["hi", "--tool", "BROKEN"], "is not JSON"),
         (["hi", "--tool", "LIST"], "expected a JSON dict"),
@@ -135,6 +140,7 @@ def test_a_mistake_is_told_in_one_line(
 ) -> None:
     (tmp_path / "BROKEN").write_text("{")
     (tmp_path / "LIST").write_text("[1]")
+    (tmp_path / "BYTES").write_bytes(b"\xff\xfe")
     monkeypatch.chdir(tmp_path)
     # Click wraps lines in a box as wide as it thinks the terminal is.
     assert words in " ".join(refusal_of(*arguments).split())
