@@ -19,6 +19,7 @@ import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from inference.resolver import PUSHED, REGISTRY, Resolver
 from inference.resolver.cache import FileCache
@@ -96,17 +97,17 @@ async def open_resolution(settings: Settings, digest: str, stack: contextlib.Asy
                 log.warning("%s is the registry's: %s is not served under that name", module.name, module.folder)
     if registry is not None:
         links[REGISTRY] = registry
+    base = {"base_model_name": name, "base_model_digest": digest}
     for folder in settings.adapter_dirs:
-        links[f"directory {folder}"] = FilesystemResolver(
-            Path(folder), intake, base_model_name=name, base_model_digest=digest
-        )
+        links[f"directory {folder}"] = FilesystemResolver(Path(folder), intake, **base)
     for url in settings.adapter_urls:
-        links[f"URL {url}"] = UrlResolver(url, intake, base_model_name=name, base_model_digest=digest)
+        if url.startswith("file:///"):
+            links[f"URL {url}"] = FilesystemResolver(Path(unquote(urlsplit(url).path)), intake, **base)
+        else:
+            links[f"URL {url}"] = UrlResolver(url, intake, base_model_name=name, base_model_digest=digest)
     if settings.hub:
         token = read_secret(settings.hub_token_file) if settings.hub_token_file else None
         links["hub"] = HubResolver(parse_pins(settings.hub), intake, base_model_digest=digest, token=token)
-    plugins = open_plugins(
-        settings.resolvers, base_model_name=name, base_model_digest=digest, folder=state / "resolvers"
-    )
+    plugins = open_plugins(settings.resolvers, **base, folder=state / "resolvers")
     links |= {f"plug-in {plugin}": resolver for plugin, resolver in plugins.items()}
     return Resolution(ResolverChain(links, base_model_digest=digest), pushed, table, client, registry, cache, scratch)

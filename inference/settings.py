@@ -43,7 +43,7 @@ class Settings:
     adapter_dirs: tuple[str, ...] = ()
     """Directories with an adapter in `<base model>/<name>` or `<name>`, looked up when it is asked for."""
     adapter_urls: tuple[str, ...] = ()
-    """The same under URLs of resolver.url.SCHEMES."""
+    """The same under URLs: file, or one of resolver.url.SCHEMES."""
     hub: tuple[str, ...] = ()
     """NAME=OWNER/REPOSITORY@COMMIT[/FOLDER] of adapters from the Hugging Face hub; no others can be asked for."""
     hub_token_file: Path | None = None

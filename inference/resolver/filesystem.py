@@ -53,26 +53,27 @@ class FilesystemResolver:
     async def resolve(self, reference: Reference, *, request_key: str = "") -> Version:  # noqa: ARG002 -- no splits here
         """As Resolver.resolve; by digest only what was found by name before."""
         if reference.digest is not None:
-            found = next((one for one in self._remembered.values() if one.version.digest == reference.digest), None)
-            if found is None:
+            named = next((one for one in self._remembered.values() if one.version.digest == reference.digest), None)
+            if named is None:
                 raise self._not_found(reference)
-            return found.version
+            return named.version
         assert reference.name is not None
         if not names(reference, reference.name):
             raise self._not_found(reference)
         name = reference.name
-        folder = await asyncio.to_thread(self._find, name)
-        if folder is None:
+        found = await asyncio.to_thread(self._look, name)
+        if found is None:
             self._remembered.pop(name, None)
             raise self._not_found(reference)
-        before = self._remembered.get(name)
-        if before is None or before.signature != await asyncio.to_thread(self._sign, folder):
-            before = await self._hashing.share(name, lambda: asyncio.to_thread(self._read, name, folder))
-            self._remembered[name] = before
+        folder, signature = found
+        known = self._remembered.get(name)
+        if known is None or (known.folder, known.signature) != found:
+            known = await self._hashing.share(name, lambda: asyncio.to_thread(self._read, name, folder, signature))
+            self._remembered[name] = known
         self._remembered.move_to_end(name)
         while len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
-        return before.version
+        return known.version
 
     async def fetch(self, version: Version) -> Path:
         """As Resolver.fetch. Raises AdapterLoadFailed when the folder holds another version by now."""
@@ -90,6 +91,10 @@ class FilesystemResolver:
         """As Resolver.known: what was asked for. The directory may hold many more."""
         return [KnownVersion(name, one.version) for name, one in self._remembered.items()]
 
+    def _look(self, name: str) -> tuple[Path, Signature] | None:
+        folder = self._find(name)
+        return None if folder is None else (folder, self._sign(folder))
+
     def _find(self, name: str) -> Path | None:
         """The folder of a name, if it holds either file that one needs: half of one is damaged, and not absent."""
         for folder in (self._root / self._base_model_name / name, self._root / name):
@@ -97,9 +102,8 @@ class FilesystemResolver:
                 return folder
         return None
 
-    def _read(self, name: str, folder: Path) -> _Remembered:
-        """Hashes a folder. Raises AdapterLoadFailed when it is no adapter, or changes meanwhile."""
-        signature = self._sign(folder)
+    def _read(self, name: str, folder: Path, signature: Signature) -> _Remembered:
+        """Hashes a folder. Raises AdapterLoadFailed when it is no adapter, or has changed since it was looked at."""
         manifest = read_manifest(folder)
         if self._sign(folder) != signature:
             raise AdapterLoadFailed(

@@ -41,7 +41,7 @@ async def test_the_first_place_that_has_a_name_serves_it_and_the_listing_says_wh
     other = tiny_adapter("other", seed=2).rename(tmp_path / "dir" / "named")
     found = tiny_adapter("found", seed=3).rename(tmp_path / "dir" / "found")
     module = json.dumps({"name": "named", "path": str(named), "base_model_name": "tiny"})
-    async with open_worker(adapters=(module,), adapter_dirs=(str(tmp_path / "dir"),)) as worker:
+    async with open_worker(adapters=(module,), adapter_urls=(f"file://{tmp_path}/dir",)) as worker:
         for name, folder in (("named", named), ("found", found)):
             started, *_ = await worker.generate(PROMPT, name)
             (served,) = started.started.adapters
