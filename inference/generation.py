@@ -137,7 +137,7 @@ class Generation:
             yield _prompt(reader, asked, stream)
         answers = [_Told(Answer(reader.decoder(asked), asked.stop_strings)) for _ in range(asked.candidates)]
         async for batch in stream.batches():
-            if has_scores:
+            if has_scores and not isinstance(batch, Reloaded):  # which may come while the prompt is computed
                 has_scores = False
                 yield _prompt(reader, asked, stream)
             for number, news in _by_answer(batch):
