@@ -201,7 +201,7 @@ class Bank:
         grouping, logit_grouping = self._group(*entries, logit_rows=logit_rows, num_rows=int(lengths.sum()))
         own_rows = tuple(
             RowsUse(own, np.flatnonzero(np.bincount(entries[0][entries[1] == slot])))
-            for slot in sorted({int(slot) for slot in slots} & self._own_rows.keys())
+            for slot in sorted(self._own_rows.keys() & set(slots.tolist()) if self._own_rows else ())
             for own in self._own_rows[slot]
         )
         plan = LoraPlan(
