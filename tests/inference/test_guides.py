@@ -146,6 +146,27 @@ def test_every_answer_matches_its_expression_as_a_whole(pattern):
     assert all(re.fullmatch(pattern, text) for text in ended), ended
 
 
+@pytest.mark.parametrize("pattern", [r"[a-c]{2,4}(-\d)?", r"(ab|abc)+", r"(ab)?", r".{0,3}", r"a(b(c)?)?"])
+def test_an_end_token_is_allowed_exactly_where_the_form_is_complete(pattern):
+    guide, rng = compile_one(Form(FormKind.REGEX, pattern)), random.Random(pattern)
+    ends = set()
+    for _ in range(10):
+        walk, ids = guide.begin(), []
+        while len(ids) < 12:
+            allowed = walk.allowed(ids)
+            spelled = b"".join(TOKENS[token_id] for token_id in ids)
+            is_text = spelled.decode(errors="ignore").encode() == spelled
+            is_complete = is_text and re.fullmatch(pattern, spelled.decode()) is not None
+            assert bool(allowed[EOS]) == is_complete, spelled
+            ends.add(is_complete)
+            allowed = allowed.clone()
+            allowed[EOS] = False
+            if not allowed.any():
+                break
+            ids.append(rng.choice(torch.nonzero(allowed).flatten().tolist()))
+    assert True in ends
+
+
 @settings(max_examples=30, deadline=None)
 @given(texts=st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=5), seed=st.integers(0, 100))
 def test_every_answer_is_one_of_the_choices_and_each_can_be_chosen(texts, seed):

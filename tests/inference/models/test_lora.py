@@ -16,6 +16,16 @@ from kernels.site import Site
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTED = [
+    "llama",
+    "llama with biases",
+    "llama with yarn rope",
+    "mistral with a window",
+    "qwen2",
+    "qwen2 with windows",
+    "qwen3",
+    "qwen3 with biases and a tied head",
+]
 IDS = [(7 * place * place + 3 * place) % 96 for place in range(19)]
 
 
@@ -86,7 +96,7 @@ def random_adapter(folder, **settings):
     return model
 
 
-@pytest.mark.parametrize("name", ["llama", "llama with biases", "mistral with a window", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ADAPTED)
 def test_an_adapter_on_every_linear_layer_equals_peft_and_merged_weights(name, tiny_model_dir, tmp_path, paged, close):
     folder, ids = tiny_model_dir(name), IDS
     model, peft_model = Llama.load(folder, "float32"), random_adapter(folder, target_modules=LINEARS)
