@@ -18,7 +18,7 @@ from adapter.manifest import manifest_of_adapter
 from examples.processes import Processes
 from inference.app import Core, open_core
 from inference.engine.request import Request, SamplingParams, SlotUse
-from inference.lora.loader import Lease
+from inference.lora.lease import Lease
 from inference.lora.reading import AdapterFiles
 from inference.settings import Settings
 from loraplex.inference.v1 import inference_service_pb2 as pb

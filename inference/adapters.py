@@ -18,7 +18,8 @@ from typing import Any
 
 from adapter.names import Reference
 from inference.errors import AdapterLoadFailed, AdapterLoading
-from inference.lora.loader import Adapters, Lease
+from inference.lora.lease import Lease
+from inference.lora.loader import Adapters
 from inference.lora.reading import AdapterFiles
 from inference.lora.staging import FilesNeeded
 from inference.resolver import PUSHED, Resolver, Version

@@ -365,7 +365,7 @@ def _metrics(settings: Settings, core: Core, disk: FileCache, stack: contextlib.
     metrics.gauge("kv_blocks_kept", "Free blocks that hold cached prefixes.", lambda: engine.stats().blocks_kept)
     metrics.gauge("adapters_loaded", "Adapters in memory.", lambda: len(adapters.loaded()))
     metrics.gauge("adapter_bytes_used", "Bytes of adapters in memory.", lambda: adapters.used_bytes)
-    metrics.gauge("adapter_bytes_moved", "Bytes moved to join holes, ever.", lambda: adapters.moved_bytes)
+    metrics.gauge("adapter_bytes_moved", "Bytes moved to join holes, ever.", lambda: adapters.mover.moved_bytes)
     metrics.gauge("host_cache_bytes_used", "Bytes of adapters in host memory.", lambda: adapters.host.used_bytes)
     metrics.gauge("disk_cache_bytes_used", "Bytes of adapters on disk.", lambda: disk.used_bytes)
     if settings.metrics_listen:

@@ -28,7 +28,7 @@ from inference.engine.engine import Engine
 from inference.engine.request import MAX_TENANT_CHARS, Finished, Reloaded, Request, SlotUse, Token
 from inference.errors import InvalidRequest
 from inference.identity import ModelIdentity
-from inference.lora.loader import Lease, check_composition
+from inference.lora.lease import Lease, check_composition
 from inference.metrics import Metrics
 from inference.requests import Asked, RequestReader
 from inference.resolver import Version

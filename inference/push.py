@@ -36,7 +36,8 @@ from inference.errors import (
     ReloadRefused,
     TooManyPushes,
 )
-from inference.lora.loader import Adapters, Lease
+from inference.lora.lease import Lease
+from inference.lora.loader import Adapters
 from inference.resolver import PUSHED, Resolver, Version
 from inference.resolver.intake import read_manifest
 from inference.resolver.pushed import PushedResolver

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from inference.adapters import AdapterDesk
 from inference.errors import InferenceError, RegistryUnreachable
-from inference.lora.loader import Adapters, LoadedAdapter
+from inference.lora.lease import LoadedAdapter
+from inference.lora.loader import Adapters
 from inference.prefetching import Prefetcher
 from inference.resolver import Version
 from inference.resolver.registry import to_version

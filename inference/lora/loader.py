@@ -9,8 +9,9 @@ Joins the policy (slots), the memory (bank, host cache) and the reader. Every de
 all reading, checking and copying happens on threads, so neither the loop nor the engine waits for a load.
 
 A request that waits holds no slot, so requests that need several adapters never wait for each other. Who has been read
-is placed in the order of arrival. A load evicts only when its weights are read and checked: one that fails has changed
-nothing.
+is placed in the order of arrival. Who needs nothing new passes by, unless somebody has waited for long: then what has
+to leave for that one is closed to newcomers. A load evicts only when its weights are read and checked: one that fails
+has changed nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 
 from inference.errors import (
     AdapterLoadFailed,
@@ -30,95 +30,19 @@ from inference.errors import (
     AdapterTooLarge,
     Draining,
     InferenceError,
-    InvalidRequest,
 )
 from inference.lora.bank import Bank
 from inference.lora.host_cache import HostCache, HostSlab
+from inference.lora.lease import Lease, LoadedAdapter
+from inference.lora.line import Claim, Line
+from inference.lora.moving import Mover, RunBetweenSteps, run_at_once
 from inference.lora.priority import stand_back
 from inference.lora.reading import AdapterFiles, Reader, Traits
 from inference.lora.slots import Move, Slot, Slots
 from inference.lora.staging import LOADER_THREADS, Staging
 
 STAGED_AHEAD = 2 * LOADER_THREADS  # adapters read before they can be placed; bounds their memory, keeps threads busy
-MOVED_BYTES_PER_STEP = 4 * 2**20  # of a compaction: about a millisecond of a CPU's memory, less than a step's own
 log = logging.getLogger(__name__)
-
-RunBetweenSteps = Callable[[Callable[[], bool]], Future[bool]]
-
-
-def run_at_once(function: Callable[[], bool]) -> Future[bool]:
-    """What Engine.run_between_steps does, for where no engine runs."""
-    future: Future[bool] = Future()
-    future.set_result(function())
-    return future
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedAdapter:
-    """An adapter in memory. `leases` counts the requests that use it."""
-
-    digest: str
-    slot: int
-    size_bytes: int
-    rank: int
-    leases: int
-    is_pinned: bool
-    is_retired: bool
-
-
-class Lease:
-    """The right to use a slot, until it is released. Releasing twice is harmless."""
-
-    def __init__(self, adapters: Adapters, slot: Slot, traits: Traits) -> None:
-        self.slot = slot.index
-        self.digest = slot.digest
-        self.size_bytes = slot.extent.num_bytes
-        self.rank = traits.rank
-        self.is_composable = traits.is_composable
-        """Whether it may be used at another weight than 1 and beside other adapters."""
-        self.vocab_size = traits.vocab_size
-        """Tokens that the adapter knows; None for those of the base model."""
-        self.follows = ""
-        """A name whose next weights this lease may be moved to while it is held, see AdapterDesk; mostly none."""
-        self._adapters = adapters
-        self._entry: Slot | None = slot
-
-    @property
-    def is_held(self) -> bool:
-        return self._entry is not None
-
-    def again(self) -> Lease:
-        """Another lease on the same slot."""
-        assert self._entry is not None, f"the lease on {self.digest} was released"
-        self._adapters._slots.lease(self._entry)
-        return Lease(self._adapters, self._entry, self._adapters._traits[self.digest])
-
-    def exchange(self, other: Lease) -> None:
-        """Each is on from now on what the other was on. Whoever holds one keeps it, and releases that."""
-        for name in ("slot", "digest", "size_bytes", "rank", "is_composable", "vocab_size", "_entry"):
-            mine = getattr(self, name)
-            setattr(self, name, getattr(other, name))
-            setattr(other, name, mine)
-
-    def release(self) -> None:
-        """Gives the slot back; on the event loop, and after the engine has ended the request."""
-        entry, self._entry = self._entry, None
-        if entry is not None:
-            self._adapters._release(entry)
-
-
-@dataclass(slots=True, eq=False)
-class _Claim:
-    """A request in the line: the adapters that it needs, and what is staged of them."""
-
-    files: dict[str, AdapterFiles]
-    granted: asyncio.Future[list[Slot]]
-    """Gets the slots, leased, in the order of `files`; some may still be written."""
-    blocked_before_s: float
-    """For how long the line had waited for memory when this came."""
-    slabs: dict[str, HostSlab] = field(default_factory=dict)
-    staging: asyncio.Task[None] | None = None
-    is_waiting: bool = True
 
 
 class Adapters:
@@ -140,33 +64,28 @@ class Adapters:
         wait_s: float = 30.0,
     ) -> None:
         self.host = host
-        self._run_between_steps = run_between_steps
+        self.mover = Mover(bank, run_between_steps)
         self._bank = bank
         self._slots = slots
         self._staging = Staging(reader, host, niceness=niceness)
-        self._wait_s = wait_s
         self._traits: dict[str, Traits] = {}
-        self._line: list[_Claim] = []
-        self._awaited: Counter[str] = Counter()  # digests by how many claims of the line need them
+        self._line = Line(wait_s, self._advance)
         self._stagings: set[asyncio.Task[None]] = set()
         self._writes: dict[str, asyncio.Task[InferenceError | None]] = {}
         self._copier = ThreadPoolExecutor(
             1, thread_name_prefix="adapter-copier", initializer=stand_back, initargs=(niceness,)
         )
-        self._blocked_s = 0.0  # for how long the line has waited for memory, until `_blocked_since`
-        self._blocked_since: float | None = None
-        self._expiry: asyncio.TimerHandle | None = None
+        self._closed: set[str] = set()  # to newcomers, for the sake of who has waited for long
         self._compaction: asyncio.Task[None] | None = None
         self.compactions = 0
-        self.moved_bytes = 0
         self._is_closed = False
 
     async def close(self) -> None:
         """Ends every load that has not begun to write and waits for the threads."""
         self._is_closed = True
-        for claim in list(self._line):
+        for claim in self._line:
             self._refuse(claim, Draining())
-        self._note_blocked(None)
+        self._line.note_blocked(None)
         if self._compaction is not None:
             await self._compaction
         await self._staging.close()
@@ -187,15 +106,12 @@ class Adapters:
         """
         if self._is_closed:
             raise Draining
-        wanted = {one.digest: one for one in files}
-        granted: asyncio.Future[list[Slot]] = asyncio.get_running_loop().create_future()
-        claim = _Claim(wanted, granted, self._total_blocked_s())
-        self._line.append(claim)
-        self._awaited.update(wanted.keys())
-        if self._missing(claim):
-            self._advance()
-        else:
+        claim = self._line.join({one.digest: one for one in files})
+        granted = claim.granted
+        if self._may_pass(claim):
             self._grant(claim)
+        else:
+            self._advance()
         try:
             slots = await granted
         except asyncio.CancelledError:
@@ -226,7 +142,7 @@ class Adapters:
         return slot is not None and slot.is_loaded
 
     def is_loading(self, digest: str) -> bool:
-        return digest in self._awaited or digest in self._writes or self._staging.is_reading(digest)
+        return digest in self._line.awaited or digest in self._writes or self._staging.is_reading(digest)
 
     def needs_files(self, digest: str) -> bool:
         """Whether a load would have to read the adapter's files."""
@@ -295,14 +211,15 @@ class Adapters:
         assert self._traits.keys() == set(owners.values()), "traits are kept of an adapter that is not loaded"
         loading = {slot.digest for slot in self._slots if not slot.is_loaded}
         assert loading == self._writes.keys(), f"expected writes of {loading}, found {set(self._writes)}"
-        assert self._awaited == Counter(digest for claim in self._line for digest in claim.files)
+        assert self._line.awaited == Counter(digest for claim in self._line for digest in claim.files)
         held = Counter(digest for claim in self._line for digest in claim.slabs) + Counter(self._writes.keys())
         assert all(slab.users >= held[slab.digest] for slab in self.host), "a slab is used and not held"
-        assert all(self._missing(claim) for claim in self._line), "a claim waits for what is in memory"
+        assert not any(self._may_pass(claim) for claim in self._line), "a claim waits for what is in memory"
 
     def _advance(self) -> None:
         """Gives slots to who is first in the line and staged, for as long as there is room; called on every change."""
         full: AdapterMemoryFull | None = None
+        self._closed = set()
         self._stage_ahead()
         while self._compaction is None and full is None and (claim := self._first_staged()) is not None:
             try:
@@ -312,12 +229,15 @@ class Adapters:
             except AdapterMemoryFull as error:
                 if self._begin_compaction(claim):
                     break
-                if self._total_blocked_s() - claim.blocked_before_s < self._wait_s:
-                    full = error
-                else:
+                if self._line.has_waited_too_long(claim):
                     self._refuse(claim, error)
+                else:
+                    full = error
+                    if self._line.has_waited_long(claim):
+                        self._closed = self._slots.next_to_leave(*self._lacks(claim))
             self._stage_ahead()
-        self._note_blocked(claim if full is not None else None)
+        self._let_pass()
+        self._line.note_blocked(claim if full is not None else None)
 
     def _stage_ahead(self) -> None:
         """Begins to read for the first of the line, and for those behind it up to a bound."""
@@ -332,7 +252,7 @@ class Adapters:
                 self._stagings.add(claim.staging)
                 claim.staging.add_done_callback(self._stagings.discard)
 
-    async def _stage(self, claim: _Claim, missing: set[str]) -> None:
+    async def _stage(self, claim: Claim, missing: set[str]) -> None:
         """Runs as a task: brings what a claim misses to host memory, or ends the claim with the error."""
 
         async def hold(digest: str) -> None:
@@ -354,30 +274,25 @@ class Adapters:
             self._refuse(claim, error)
         self._advance()
 
-    def _first_staged(self) -> _Claim | None:
+    def _first_staged(self) -> Claim | None:
         """Who has been read is placed in the order of arrival; who is still being read does not hold it up."""
         return next((one for one in self._line if one.staging is None and self._missing(one) <= one.slabs.keys()), None)
 
-    def _place(self, claim: _Claim) -> None:
+    def _place(self, claim: Claim) -> None:
         """Reserves room for all that a claim misses and begins to write. Raises AdapterTooLarge, AdapterMemoryFull."""
-        missing = self._missing(claim)
-        sizes = {digest: claim.slabs[digest].num_bytes for digest in claim.files if digest in missing}
-        beside = claim.files.keys() - missing
-        reserved, evicted = self._slots.reserve(sizes, beside=beside, awaited=self._awaited)
+        sizes, beside = self._lacks(claim)
+        reserved, evicted = self._slots.reserve(sizes, beside=beside, awaited=self._line.awaited)
         for victim in evicted:
             self._forget(victim)
         for slot in reserved:
             write = self._write(slot, claim.slabs.pop(slot.digest))
             self._writes[slot.digest] = asyncio.create_task(write, name=f"write {slot.digest}")
-        for other in list(self._line):
-            if not self._missing(other):
-                self._grant(other)
+        self._let_pass()
 
-    def _begin_compaction(self, claim: _Claim) -> bool:
+    def _begin_compaction(self, claim: Claim) -> bool:
         """Whether moving slots together makes room for a claim; if so, that is under way, and nobody is placed."""
-        missing = self._missing(claim)
-        sizes = {digest: claim.slabs[digest].num_bytes for digest in missing}
-        found = self._slots.begin_compaction(sizes, beside=claim.files.keys() - missing, awaited=self._awaited)
+        sizes, beside = self._lacks(claim)
+        found = self._slots.begin_compaction(sizes, beside=beside, awaited=self._line.awaited)
         if found is None:
             return False
         moves, evicted = found
@@ -387,33 +302,29 @@ class Adapters:
         return True
 
     async def _compact(self, moves: Sequence[Move]) -> None:
-        """Runs as a task, which nobody cancels: moves slots a part at a time, so that no step waits for long."""
-        parts = chain.from_iterable(self._bank.move(move.slot.index, move.target) for move in moves)
-
-        def move_some() -> bool:
-            """On the engine's thread, between two steps. True at the end."""
-            moved = 0
-            for num_bytes in parts:
-                moved += num_bytes
-                self.moved_bytes += num_bytes
-                if moved >= MOVED_BYTES_PER_STEP:
-                    return False
-            return True
-
-        try:
-            while not await asyncio.wrap_future(self._run_between_steps(move_some)):
-                pass
-        except InferenceError as error:
-            log.info("the engine has ended, so nothing is in the way of the rest of a compaction: %s", error)
-            while not move_some():
-                pass
+        """Runs as a task, which nobody cancels."""
+        await self.mover.move(moves)
         for slot in self._slots.end_compaction(moves):
             self._forget(slot)
         self.compactions += 1
         self._compaction = None
         self._advance()
 
-    def _grant(self, claim: _Claim) -> None:
+    def _lacks(self, claim: Claim) -> tuple[dict[str, int], AbstractSet[str]]:
+        """The bytes of what a staged claim misses, and what it has."""
+        missing = self._missing(claim)
+        sizes = {digest: claim.slabs[digest].num_bytes for digest in claim.files if digest in missing}
+        return sizes, claim.files.keys() - missing
+
+    def _may_pass(self, claim: Claim) -> bool:
+        """Whether a claim needs no memory and is in nobody's way."""
+        return not self._missing(claim) and self._closed.isdisjoint(claim.files)
+
+    def _let_pass(self) -> None:
+        for claim in [claim for claim in self._line if self._may_pass(claim)]:
+            self._grant(claim)
+
+    def _grant(self, claim: Claim) -> None:
         """Everything that a claim needs is in memory or on its way there from a thread that nothing holds up."""
         self._leave(claim)
         if not claim.granted.done():
@@ -422,24 +333,19 @@ class Adapters:
                 self._slots.lease(slot)
             claim.granted.set_result(slots)
 
-    def _refuse(self, claim: _Claim, error: Exception) -> None:
+    def _refuse(self, claim: Claim, error: Exception) -> None:
         self._leave(claim)
         if not claim.granted.done():
             claim.granted.set_exception(error)
 
-    def _leave(self, claim: _Claim) -> None:
+    def _leave(self, claim: Claim) -> None:
         """Takes a claim out of the line, if it is there, with all that it holds."""
-        if not claim.is_waiting:
+        if not self._line.leave(claim):
             return
-        claim.is_waiting = False
-        self._line.remove(claim)
-        self._awaited -= Counter(claim.files.keys())
-        if claim.staging is not None:
-            claim.staging.cancel()
         while claim.slabs:
             self.host.release(claim.slabs.popitem()[1])
 
-    def _missing(self, claim: _Claim) -> set[str]:
+    def _missing(self, claim: Claim) -> set[str]:
         """The claim's digests that have no slot."""
         return {digest for digest in claim.files if self._slots.find(digest) is None}
 
@@ -511,33 +417,3 @@ class Adapters:
         if slot is None or not slot.is_loaded:
             raise AdapterNotFound(f"{digest} is not in memory")
         return slot
-
-    def _total_blocked_s(self) -> float:
-        """For how long the line has waited for memory, all times together."""
-        now = asyncio.get_running_loop().time()
-        return self._blocked_s + (now - self._blocked_since if self._blocked_since is not None else 0.0)
-
-    def _note_blocked(self, claim: _Claim | None) -> None:
-        """Starts or ends the line's clock; `claim` is the first that waits for memory, and looks again at its end."""
-        self._blocked_s = self._total_blocked_s()
-        self._blocked_since = None
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        if claim is not None:
-            loop = asyncio.get_running_loop()
-            self._blocked_since = loop.time()
-            left_s = self._wait_s - (self._blocked_s - claim.blocked_before_s)
-            self._expiry = loop.call_later(max(0.0, left_s), self._advance)
-
-
-def check_composition(uses: Sequence[tuple[Lease, float]]) -> None:
-    """Raises InvalidRequest unless these adapters at these weights have one meaning together."""
-    for lease, weight in uses:
-        if not lease.is_composable and (len(uses) > 1 or weight != 1.0):
-            found = f"{len(uses)} adapters" if len(uses) > 1 else f"the weight {weight:g}"
-            raise InvalidRequest(
-                f"adapters: expected {lease.digest} alone and at the weight 1, because it scales or replaces what the "
-                f"base model computes (DoRA, fully trained modules); found {found}",
-                field="adapters",
-            )

@@ -118,6 +118,19 @@ class Slots:
             self._slots[digest] = reserved[-1]
         return reserved, evicted
 
+    def next_to_leave(self, sizes: Mapping[str, int], beside: Collection[str] = ()) -> set[str]:
+        """The least recently used digests, leased or not, whose end would make room for these sizes."""
+        leaving: set[str] = set()
+        missing_bytes = sum(rounded(size) for size in sizes.values()) - self._extents.free_bytes
+        missing_slots = len(self._slots) + len(sizes) - self._max_slots
+        for slot in self:
+            if missing_bytes <= 0 and missing_slots <= 0:
+                break
+            if not slot.is_pinned and slot.digest not in beside:
+                leaving.add(slot.digest)
+                missing_bytes, missing_slots = missing_bytes - slot.extent.num_bytes, missing_slots - 1
+        return leaving
+
     def begin_compaction(
         self, sizes: Mapping[str, int], *, beside: Collection[str] = (), awaited: Collection[str] = ()
     ) -> tuple[list[Move], list[Slot]] | None:

@@ -26,7 +26,8 @@ from inference.engine.scheduler import Limits, Scheduler
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
 from inference.lora.host_cache import HostCache
-from inference.lora.loader import Adapters, Lease
+from inference.lora.lease import Lease
+from inference.lora.loader import Adapters
 from inference.lora.reading import AdapterFiles, Reader
 from inference.lora.slots import Slots
 from inference.models.llama import Llama

@@ -385,6 +385,43 @@ async def test_who_needs_nothing_new_does_not_wait_for_those_who_do(make_room, a
     (await waiting).release()
 
 
+async def test_those_who_always_come_back_cannot_keep_a_newcomer_out_for_ever(make_room, adapter, monkeypatch):
+    """There is room for one. Each of two clients asks for the hot adapter again before the other gives it back."""
+    monkeypatch.setattr("inference.lora.line.PATIENCE", 0)
+    room = make_room()
+    hot, cold = adapter("hot", {"q": 8, "v": 6}), adapter("cold", {"q": 8, "v": 6})
+    first, second = await room.acquire(hot), await room.acquire(hot)
+    room.is_reserving.clear()
+    waiting = asyncio.create_task(room.acquire(cold))
+    await room.is_reserving.wait()
+    first.release()
+    again = asyncio.create_task(room.acquire(hot))
+    await asyncio.sleep(0)
+    assert not again.done(), "it passed by who waits for what it uses"
+    second.release()
+    (await waiting).release()
+    (await again).release()
+    assert room.placed == [hot.digest, cold.digest, hot.digest]
+
+
+async def test_what_nobody_has_to_leave_for_passes_by_whoever_waits(make_room, adapter, monkeypatch):
+    monkeypatch.setattr("inference.lora.line.PATIENCE", 0)
+    room = make_room(capacity_bytes=2 * ADAPTER_BYTES)
+    old, new, cold = (adapter(name, {"q": 8, "v": 8, "o": 6}) for name in ("old", "new", "cold"))
+    busy = [await room.acquire(old), await room.acquire(new)]
+    room.is_reserving.clear()
+    waiting = asyncio.create_task(room.acquire(cold))
+    await room.is_reserving.wait()
+    (await room.acquire(new)).release()
+    late = asyncio.create_task(room.acquire(old))
+    await asyncio.sleep(0)
+    assert not late.done()
+    busy[0].release()
+    (await waiting).release()
+    busy[1].release()
+    (await late).release()
+
+
 async def test_one_that_is_still_read_does_not_hold_up_one_that_is_staged(make_room, adapter):
     room, slow, quick = make_room(host_bytes=2 * ADAPTER_BYTES), adapter("slow"), adapter("quick")
     await room.stage(quick)

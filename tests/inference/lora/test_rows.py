@@ -24,7 +24,8 @@ from inference.errors import AdapterLoadFailed, AdapterTooLarge, InvalidRequest
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
 from inference.lora.host_cache import HostCache
-from inference.lora.loader import Adapters, check_composition
+from inference.lora.lease import check_composition
+from inference.lora.loader import Adapters
 from inference.lora.reading import Reader
 from inference.lora.slots import Slots
 from inference.lora.weights import ALIGNMENT

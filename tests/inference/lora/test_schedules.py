@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Executor, Future
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -112,8 +113,9 @@ clients = st.builds(
     crowd=st.lists(clients, min_size=2, max_size=10),
     host_cells=st.integers(0, 12),
     evictions=st.lists(st.integers(0, len(FILES) - 1), max_size=6),
+    patience=st.sampled_from([0, 0.5]),
 )
-def test_every_request_that_fits_is_served_in_the_end(sizes, crowd, host_cells, evictions):
+def test_every_request_that_fits_is_served_in_the_end(sizes, crowd, host_cells, evictions, patience):
     class Reader:
         def read(self, files):
             number = NUMBERS[files.digest]
@@ -146,4 +148,5 @@ def test_every_request_that_fits_is_served_in_the_end(sizes, crowd, host_cells, 
         assert all(loaded.leases == 0 for loaded in adapters.loaded())
         assert not any(slab.users for slab in adapters.host)
 
-    asyncio.run(play())
+    with patch("inference.lora.line.PATIENCE", patience):
+        asyncio.run(play())

@@ -143,7 +143,7 @@ async def test_slots_that_move_under_running_requests_change_no_answer(
     Alone, before and after, an answer has the same bits; beside others its sums may come in another order.
     """
     monkeypatch.setattr("inference.lora.bank.PART_BYTES", 512)
-    monkeypatch.setattr("inference.lora.loader.MOVED_BYTES_PER_STEP", 1024)
+    monkeypatch.setattr("inference.lora.moving.BYTES_PER_STEP", 1024)
     modules = {part.module: (part.width, site.in_features) for site in tiny_model.sites for part in site.parts}
     folders = [write_adapter(f"four-{n}", modules, dict.fromkeys(ALL, 4), seed=10 + n) for n in range(4)]
     (prompt,) = prompts(1, random.Random(9))
@@ -161,7 +161,7 @@ async def test_slots_that_move_under_running_requests_change_no_answer(
     both_holes = write_adapter("seven", modules, dict.fromkeys(ALL, 7), seed=20)
     await worker.generate(prompt, [(both_holes, 1.0)], max_tokens=1)
     assert worker.adapters.compactions == 1
-    assert worker.adapters.moved_bytes >= size
+    assert worker.adapters.mover.moved_bytes >= size
     assert worker.bank._begins != begins
     assert worker.adapters.is_loaded(files_of(folders[1]).digest)
     for found, expected in zip(await asyncio.gather(*tasks), alone, strict=True):
