@@ -50,20 +50,35 @@ def eager(compute: Callable[[], None]) -> Callable[[], None]:
 
 
 class CudaCapture:
-    """The Capture of torch's CUDA graphs. They share one pool for what they compute in between: one runs at a time."""
+    """The Capture of torch's CUDA graphs. They share one pool for what they compute in between: one runs at a time.
+
+    Without `torch.cuda.graph`, which waits for the whole device, loads of adapters included, and gives memory back to
+    the driver: this may happen between any two steps. A capture takes the host about as long as a step that it queues.
+    What torch or a library refuses to capture is computed like any other step, and the log says so.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives it no types
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
-        # Libraries take memory of their own at their first call, which a capture does not allow.
-        compute()
-        torch.cuda.current_stream(self._device).synchronize()
+        compute()  # libraries take memory of their own at their first call, which a capture does not allow
+        try:
+            return self._captured(compute)
+        except RuntimeError:
+            log.exception("a step cannot be captured; the host goes on to queue every kernel of its like")
+            return compute
+
+    def _captured(self, compute: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # Threads that load adapters go on: only what this thread asks of the driver must be capturable.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            compute()
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            # Threads that load adapters go on: only what this thread asks of the driver must be capturable.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                compute()
+            finally:
+                graph.capture_end()
         # What was captured has not run, and what ran before has the same result.
         replay: Callable[[], None] = graph.replay
         return replay

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 
 from inference.engine.batch import HostBatch, lay_out
-from inference.engine.graphs import MAX_GRAPHS, DecodeGraphs, eager, pad, rounded_rows
+from inference.engine.graphs import MAX_GRAPHS, CudaCapture, DecodeGraphs, eager, pad, rounded_rows
 from inference.engine.kv_cache import KVCache
 from inference.engine.request import Request, SamplingParams
 from inference.engine.runner import Runner
@@ -94,6 +96,53 @@ def test_the_graph_that_rested_longest_makes_room(kv_cache, monkeypatch):
         graphs.logits(host_of(count))
     assert len(graphs) == 2
     assert len(captured) == 4, "the graph of 2 rows was captured again, that of 1 row was not"
+
+
+def test_a_capture_follows_a_first_run_on_a_stream_of_its_own_and_may_fail(monkeypatch, caplog):
+    """Of torch's calls only their order can be seen here: each notes itself."""
+    told: list[str] = []
+
+    class Stream:
+        device = torch.device("cuda")
+
+        def __init__(self, device=None):
+            pass
+
+        def wait_stream(self, other):
+            told.append("wait for the first run")
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            told.append(f"begin in {pool}, {capture_error_mode}")
+
+        def capture_end(self):
+            told.append("end")
+
+        def replay(self):
+            told.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the pool")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    capture = CudaCapture(torch.device("cuda"))
+    replay = capture(lambda: told.append("compute"))
+    whole = ["compute", "wait for the first run", "begin in the pool, thread_local", "compute", "end"]
+    assert told == whole
+    replay()
+    assert told.pop() == "replay"
+
+    def fail_once_captured() -> None:
+        told.append("compute")
+        if told.count("compute") == 4:
+            raise RuntimeError("not capturable")
+
+    replay = capture(fail_once_captured)
+    assert told == whole * 2, "a capture that fails ends too"
+    assert "a step cannot be captured" in caplog.text
+    replay()
+    assert told == [*whole, *whole, "compute"], "and the host computes what it would have"
 
 
 def test_only_steps_of_nothing_but_decodes_are_captured(kv_cache, bank):
