@@ -168,13 +168,14 @@ def models(server: str, token_file: Path | None, ca: Path | None, output: str) -
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("REFERENCE", "VERSION", "PARENT", "STATE", "RANK", "MEMORY", "DIGEST"):
+    for column in ("REFERENCE", "VERSION", "PARENT", "STATE", "TIER", "RANK", "MEMORY", "DIGEST"):
         table.add_column(column, no_wrap=True)
     for model in found:
         state = pb.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
         memory = f"{model.size_bytes / 2**20:.1f} MiB" if model.size_bytes else "-"
-        row = (model.reference, str(model.version or "-"), model.parent or "-", state, str(model.rank or "-"), memory)
-        table.add_row(*row, model.digest[:19])
+        tier = pb.Tier.Name(model.tier).removeprefix("TIER_").lower() if model.tier else "-"
+        row = (model.reference, str(model.version or "-"), model.parent or "-", state, tier, str(model.rank or "-"))
+        table.add_row(*row, memory, model.digest[:19])
     # A pipe gets whole lines; no terminal is this wide.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
