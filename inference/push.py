@@ -11,6 +11,7 @@ and between two steps the requests are pointed at the others. Knows no protobuf.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import functools
 import hashlib
@@ -29,6 +30,7 @@ from inference.adapters import AdapterDesk
 from inference.engine.engine import Engine
 from inference.errors import (
     AdapterNotFound,
+    InferenceError,
     InvalidRequest,
     NameTaken,
     PushesOff,
@@ -212,12 +214,14 @@ class Pushes:
             self._let_go(before, version)
 
     def _let_go(self, before: Version, version: Version) -> None:
-        """Frees the weights that the name meant before, once nothing uses them; its pin is the name's."""
+        """Frees the weights that the name meant before, once nothing uses them, and their prefixes; its pin is the name's."""
         if any(loaded.is_pinned for loaded in self._adapters.loaded() if loaded.digest == before.digest):
             self._adapters.pin(version.digest)
             self._adapters.unpin(before.digest)
         if not any(known.version.digest == before.digest for known in self._resolver.known()):
             self._adapters.retire(before.digest)
+            with contextlib.suppress(InferenceError):  # of an engine that stops, and forgets everything
+                self._engine.forget_prefixes(before.digest)
 
     async def _clean(self, folder: Path) -> None:
         """Removes what no name means any more, this push's own folder too unless it is served."""

@@ -32,6 +32,7 @@ class BlockPool:
         self._kept: OrderedDict[int, None] = OrderedDict()  # the one released the longest time ago first
         self._holders = [0] * num_blocks
         self._keys: list[BlockKey | None] = [None] * num_blocks
+        self._digests: list[tuple[str, ...]] = [()] * num_blocks  # of the adapters that computed what a key names
         self._by_key: dict[BlockKey, int] = {}
 
     @property
@@ -91,13 +92,25 @@ class BlockPool:
                 del self._kept[block]
             self._holders[block] += 1
 
-    def publish(self, block: int, key: BlockKey) -> None:
-        """Says what a held block holds, for good. If another block holds the same, only that one is found."""
+    def publish(self, block: int, key: BlockKey, *, digests: tuple[str, ...] = ()) -> None:
+        """Says what a held block holds, for good, and with which adapters it was computed.
+
+        If another block holds the same, only that one is found.
+        """
         assert self._holders[block] > 0, f"block {block} is free and cannot be published"
         assert self._keys[block] in (None, key), f"block {block} holds something else"
         if key not in self._by_key:
             self._by_key[key] = block
             self._keys[block] = key
+            self._digests[block] = digests
+
+    def forget(self, digest: str) -> None:
+        """Lets nobody find what an adapter computed, alone or in a sum; what is only kept is free."""
+        for block in [block for block, digests in enumerate(self._digests) if digest in digests]:
+            self._unpublish(block)
+            if block in self._kept:
+                del self._kept[block]
+                self._free.append(block)
 
     def release(self, blocks: Sequence[int]) -> None:
         """Takes a holder from each block of a sequence; the last one frees it, or keeps it if it has a key.
@@ -122,11 +135,17 @@ class BlockPool:
         assert set(rest) == set(range(self.num_blocks)) - held.keys(), "a block is leaked, or free while held"
         assert self._by_key == {key: b for b, key in enumerate(self._keys) if key is not None}, "keys and blocks differ"
         assert all(self._keys[block] is None for block in self._free), "a free block can be found"
+        assert not any(digests and key is None for digests, key in zip(self._digests, self._keys, strict=True)), (
+            "a block without a key is somebody's"
+        )
         assert all(self._keys[block] is not None for block in self._kept), "a kept block cannot be found"
 
     def _forget_oldest(self) -> int:
         block, _ = self._kept.popitem(last=False)
-        key, self._keys[block] = self._keys[block], None
-        assert key is not None, f"block {block} is kept without a key"
-        del self._by_key[key]
+        self._unpublish(block)
         return block
+
+    def _unpublish(self, block: int) -> None:
+        key, self._keys[block], self._digests[block] = self._keys[block], None, ()
+        assert key is not None, f"block {block} has no key"
+        del self._by_key[key]

@@ -165,6 +165,10 @@ class Engine:
         """
         return self.run_between_steps(lambda: self._emit(self._scheduler.reload(name, slot=slot, digest=digest)))
 
+    def forget_prefixes(self, digest: str) -> Future[None]:
+        """Frees the cached blocks that an adapter computed, because nobody will ask for them; from any thread."""
+        return self.run_between_steps(lambda: self._scheduler.blocks.forget(digest))
+
     def run_between_steps(self, function: Callable[[], _T]) -> Future[_T]:
         """Runs a short function on the engine thread when no step is running; its result or error is in the future."""
         future: Future[_T] = Future()

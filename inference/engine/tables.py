@@ -82,7 +82,7 @@ class BlockTables:
         first, end = start // self.pool.block_size, sequence.computed // self.pool.block_size
         if end > first:
             for block, key in list(zip(sequence.blocks, self._keys(sequence, end), strict=False))[first:]:
-                self.pool.publish(block, key)
+                self.pool.publish(block, key, digests=tuple(use.digest for use in sequence.request.uses))
                 self._computing.pop(key, None)
 
     def release(self, sequence: Sequence) -> None:

@@ -159,6 +159,9 @@ async def test_the_memory_of_a_pushed_version_is_free_once_nothing_uses_it_and_a
     async with open_worker() as worker:
         for folder in folders:
             await worker.stub.PushAdapter(iter(parts(folder)))
+            await scheduled(worker)
+            assert worker.core.engine.stats().blocks_kept == 0, "prefixes of the weights before are kept"
+            await worker.tokens(PROMPT * 10, "rl")
             (loaded,) = worker.core.adapters.loaded()
             assert loaded.digest == manifest_of_adapter(folder).digest
             assert loaded.is_pinned == (folder is not folders[0])

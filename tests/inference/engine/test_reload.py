@@ -202,6 +202,25 @@ def test_a_preempted_request_is_computed_again_by_the_new_weights(begin):
     assert rest == twin(prompts[1] + said, 0, 20 - len(said))
 
 
+def test_blocks_of_weights_that_nobody_means_any_more_are_free_and_those_of_others_are_kept(begin):
+    simulation = begin()
+    blocks = simulation.scheduler.blocks
+    made = [request(simulation, [n] * 10, digest=digest, follows="") for n, digest in enumerate((OLD, NEW, OLD))]
+    simulation.run()
+    assert blocks.num_kept == 3 * 4
+    running = request(simulation, [0] * 10, digest=OLD)
+    simulation.step()
+    blocks.forget(OLD)
+    simulation.scheduler.check_integrity()
+    assert blocks.num_kept == 4
+    simulation.run()
+    assert blocks.num_kept <= 4 + 2, "what it filled before was kept"
+    assert simulation.outputs[running.id] == simulation.outputs[made[0].id]
+    again = request(simulation, [0] * 10, digest=NEW, follows="")
+    simulation.run()
+    assert simulation.cached[again.id] == 0
+
+
 def test_every_answer_of_a_request_is_told(begin):
     simulation = begin()
     request(simulation, list(range(10)), answers=3, id="n")
