@@ -214,7 +214,10 @@ class Pushes:
             self._let_go(before, version)
 
     def _let_go(self, before: Version, version: Version) -> None:
-        """Frees the weights that the name meant before, once nothing uses them, and their prefixes; its pin is the name's."""
+        """Frees the weights that the name meant before, and their prefixes, once nothing uses them.
+
+        Their pin is the name's, and moves on.
+        """
         if any(loaded.is_pinned for loaded in self._adapters.loaded() if loaded.digest == before.digest):
             self._adapters.pin(version.digest)
             self._adapters.unpin(before.digest)
