@@ -21,7 +21,7 @@ import logging
 from pathlib import Path
 
 from inference.adapters import AdapterDesk
-from inference.errors import InferenceError, RegistryUnreachable
+from inference.errors import AdapterMemoryFull, DiskCacheFull, InferenceError, RegistryUnreachable
 from inference.lora.lease import LoadedAdapter
 from inference.lora.loader import Adapters
 from inference.prefetching import Prefetcher
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 LEASE_S = 15.0
 # Loads of promoted versions at once; more would only share the same disk and cores.
 MAX_LOADS = 4
+# What waiting mends: a promotion is tried until it is done or another takes its place.
+PASSING = (RegistryUnreachable, AdapterMemoryFull, DiskCacheFull)
 FIRST_RETRY_S, LAST_RETRY_S = 0.5, 15.0
 
 
@@ -192,8 +194,8 @@ class Watcher:
             for version in split.versions:
                 try:
                     await self._load(key, version)
-                except RegistryUnreachable as error:
-                    log.warning("%s: cannot fetch %s yet: %s", key, version.name, error)
+                except PASSING as error:
+                    log.warning("%s: cannot load %s yet: %s", key, version.name, error)
                     await asyncio.sleep(retry_s)
                     retry_s = min(2 * retry_s, LAST_RETRY_S)
                     break

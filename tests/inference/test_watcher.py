@@ -9,8 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from adapter.manifest import Manifest, ManifestFile
-from inference.errors import AdapterLoadFailed, RegistryUnreachable
+from inference.errors import (
+    AdapterLoadFailed,
+    AdapterMemoryFull,
+    DiskCacheFull,
+    InferenceError,
+    RegistryUnreachable,
+)
 from inference.lora.host_cache import HostCache
 from inference.prefetching import Prefetcher
 from inference.resolver import Version
@@ -182,10 +190,11 @@ async def test_a_version_that_is_refused_leaves_the_old_one_serving_and_is_repor
         await until(lambda: served(table) == 3)
 
 
-async def test_a_registry_that_cannot_be_reached_is_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RegistryUnreachable, AdapterMemoryFull, DiskCacheFull])
+async def test_what_passes_by_waiting_is_tried_again(tmp_path: Path, error: type[InferenceError]) -> None:
     async with watching(tmp_path) as (world, table):
         world.gate(1).set()
-        world.errors[1] = [RegistryUnreachable("not now")]
+        world.errors[1] = [error("not now")]
         world.messages.put_nowait(promote(1, revision=1))
         await until(lambda: served(table) == 1)
         assert world.loads == [1, 1]
