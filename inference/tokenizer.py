@@ -161,7 +161,8 @@ class Tokenizer:
     @functools.cached_property
     def vocabulary(self) -> tuple[bytes, ...]:
         """What each token id adds to a text; empty for a special token, and for an id that is none."""
-        texts = map(self._text_token, range(self.size))
+        size = max(self.size, max(self.eos_ids, default=-1) + 1)  # the model's own end may be no word of the tokenizer
+        texts = map(self._text_token, range(size))
         return tuple(b"" if text is None else self._spelling.token_bytes(text) for text in texts)
 
     @functools.cached_property
@@ -225,4 +226,4 @@ def _eos_ids(folder: Path, tokenizer: tokenizers.Tokenizer, special_tokens: Mapp
         ids.add(eos_id)
     if not all(isinstance(eos_id, int) for eos_id in ids):
         raise BaseModelRefused(f"eos_token_id: expected an integer or a list of them, found {sorted(map(str, ids))}")
-    return frozenset(ids)
+    return frozenset(eos_id for eos_id in ids if eos_id >= 0)  # some configurations say -1 for none

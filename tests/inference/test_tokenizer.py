@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, processors
 
 from inference.errors import BaseModelRefused
+from inference.forms import Form, FormKind, read
+from inference.guides import Guide, wrap
 from inference.tokenizer import Tokenizer
 
 
@@ -139,6 +141,14 @@ def test_open_bytes_are_those_of_a_character_that_is_not_complete(tmp_path):
         "😀".encode()[:3], "😀".encode()[:2], "😀".encode()[:1], b"",
     ]  # fmt: skip
     assert tokenizer.open_bytes(ids) == tokenizer.open_bytes([]) == b""
+
+
+def test_an_end_token_may_lie_beyond_the_tokenizers_own_and_one_below_0_is_none(tmp_path):
+    tokenizer = Tokenizer.load(write_llama2_like(tmp_path, eos=[300, -1]))
+    assert tokenizer.eos_ids == {2, 300}
+    assert len(tokenizer.vocabulary) == 301
+    allowed = Guide(read(Form(FormKind.REGEX, "a?"), wrap(tokenizer))).begin().allowed([])
+    assert [token_id for token_id, may in enumerate(allowed.tolist()) if may and token_id in (2, 300)] == [2, 300]
 
 
 def test_end_tokens_that_are_no_ids_are_refused(tmp_path):
