@@ -3,6 +3,7 @@
     serving    tokens/s and latencies, in process and over gRPC, beside the memory's bandwidth
     adapters   their memory: what loads cost themselves and others, promotions, growth
     registry   resolve, list, snapshot, watches and promotions
+    step       where a decode step's time goes
     fairness   beside a flood, from the prefix cache, while idle, and what determinism costs
 
 Each prints a table and writes JSON to .cache/bench; `python -m bench.NAME --help` tells what it takes.
@@ -18,7 +19,7 @@ import sys
 import click
 
 # In the order in which they run, with what they need to show everything.
-PARTS: dict[str, list[str]] = {"serving": [], "adapters": [], "registry": ["--worker"], "fairness": []}
+PARTS: dict[str, list[str]] = {"serving": [], "adapters": [], "registry": ["--worker"], "step": [], "fairness": []}
 
 
 @click.command()
