@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 
 import pytest
 import tokenizers
@@ -149,6 +151,23 @@ def test_an_end_token_may_lie_beyond_the_tokenizers_own_and_one_below_0_is_none(
     assert len(tokenizer.vocabulary) == 301
     allowed = Guide(read(Form(FormKind.REGEX, "a?"), wrap(tokenizer))).begin().allowed([])
     assert [token_id for token_id, may in enumerate(allowed.tolist()) if may and token_id in (2, 300)] == [2, 300]
+
+
+@pytest.mark.parametrize("pattern", [" a", "( b| a){2,3}", "[ab ]{2,6}", "é{1,2}", "(a|é) ?😀", " {1,4}"])
+def test_a_guided_answer_in_marks_for_spaces_has_its_form_from_the_first_space_on(tmp_path, pattern):
+    tokenizer, rng = Tokenizer.load(write_llama2_like(tmp_path)), random.Random(pattern)
+    guide = Guide(read(Form(FormKind.REGEX, pattern), wrap(tokenizer)))
+    for _ in range(10):
+        walk, ids = guide.begin(), []
+        while True:
+            choices = [token_id for token_id, may in enumerate(walk.allowed(ids).tolist()) if may]
+            chosen = rng.choice(choices)
+            if chosen in tokenizer.eos_ids:
+                break
+            ids.append(chosen)
+        decoder = tokenizer.exact_decoder()
+        text = "".join(map(decoder.push, ids)) + decoder.finish()
+        assert re.fullmatch(pattern, text), ids
 
 
 def test_end_tokens_that_are_no_ids_are_refused(tmp_path):
