@@ -90,7 +90,10 @@ class Printer:
 
     def __call__(self, message: pb.GenerateResponse) -> None:
         if message.HasField("started"):
-            served = [f"{use.adapter}:{use.version} {use.digest[:19]}" for use in message.started.adapters]
+            served = [
+                f"{use.adapter}:{use.version} {use.digest[:19]}" if use.version else f"{use.adapter} {use.digest[:19]}"
+                for use in message.started.adapters
+            ]
             _remark(f"[{' + '.join(served) or message.started.base_model}]")
         elif message.HasField("reloaded"):
             served = [f"{use.adapter} {use.digest[:19]}" for use in message.reloaded.adapters]
