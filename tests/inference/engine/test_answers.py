@@ -120,7 +120,7 @@ def test_a_step_that_failed_for_another_request_copies_again(simulate: Simulate)
     assert all(world.answers(request.id, n) == world.answer_alone(request, n) for n in range(2))
 
 
-@settings(deadline=None, max_examples=40, derandomize=True, database=None)
+@settings(deadline=None, max_examples=30, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32), num_blocks=st.integers(16, 40), budget=st.integers(6, 40))
 def test_answers_survive_any_traffic_preemption_and_cancels(
     simulate: Simulate, seed: int, num_blocks: int, budget: int

@@ -219,7 +219,7 @@ def test_who_waits_costs_a_full_step_nothing(simulate: Simulate) -> None:
     assert lines(2000) <= lines(20)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True, database=None)
+@settings(deadline=None, max_examples=30, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32), num_blocks=st.integers(16, 60), budget=st.integers(6, 40))
 def test_traffic_of_many_tenants_is_answered_right_and_uses_every_step(
     simulate: Simulate, seed: int, num_blocks: int, budget: int

@@ -114,7 +114,7 @@ def test_without_the_cache_every_token_is_computed(simulate: Simulate) -> None:
     assert world.scheduler.blocks.num_kept == 0
 
 
-@settings(deadline=None, max_examples=40, derandomize=True, database=None)
+@settings(deadline=None, max_examples=30, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32), num_blocks=st.integers(16, 40), budget=st.integers(4, 40))
 def test_random_traffic_over_few_beginnings_is_answered_as_without_the_cache(
     simulate: Simulate, seed: int, num_blocks: int, budget: int

@@ -24,7 +24,7 @@ def test_every_request_gets_the_answer_it_gets_alone(simulate: Simulate) -> None
     assert world.scheduler.num_preemptions == 0
 
 
-@settings(deadline=None, max_examples=40, derandomize=True, database=None)
+@settings(deadline=None, max_examples=30, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32), num_blocks=st.integers(16, 40), budget=st.integers(4, 40), rows=st.integers(1, 4))
 def test_random_traffic_ends_with_right_answers_and_no_block_lost(
     simulate: Simulate, seed: int, num_blocks: int, budget: int, rows: int
