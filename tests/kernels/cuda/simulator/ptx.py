@@ -6,6 +6,7 @@ Source: the PTX ISA 9.0 manual, chapters 4 to 7.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 
@@ -170,18 +171,25 @@ class _Body:
         for scope in reversed(self._scopes[1:]):
             for name, full in scope.items():
                 text = re.sub(rf"(?<![\w%$@]){re.escape(name)}(?![\w@])", full, text)
-        guard = re.match(r"@(!?)(%?[\w$@]+)\s+(.*)", text)
-        opcode, _, rest = (guard.group(3) if guard else text).partition(" ")
-        base, *modifiers = opcode.split(".")
-        operands = [o.strip() for o in re.findall(r"\s*\{[^}]*\}|\s*\[[^\]]*\]|[^,]+", rest) if o.strip()]
-        self._entry.code.append(
-            Instruction(
-                text=text,
-                line=self._line,
-                guard=guard.group(2) if guard else None,
-                is_negated=bool(guard and guard.group(1)),
-                base=base,
-                modifiers=modifiers,
-                operands=operands,
-            )
+        guard, is_negated, base, modifiers, operands = _split(text)
+        instruction = Instruction(
+            text=text,
+            line=self._line,
+            guard=guard,
+            is_negated=is_negated,
+            base=base,
+            modifiers=list(modifiers),
+            operands=list(operands),
         )
+        self._entry.code.append(instruction)
+
+
+@functools.cache
+def _split(text: str) -> tuple[str | None, bool, str, tuple[str, ...], tuple[str, ...]]:
+    """Guard, whether it is negated, base, modifiers and operands of a statement; faulty kernels share most of them."""
+    guard = re.match(r"@(!?)(%?[\w$@]+)\s+(.*)", text)
+    opcode, _, rest = (guard.group(3) if guard else text).partition(" ")
+    base, *modifiers = opcode.split(".")
+    operands = [o.strip() for o in re.findall(r"\s*\{[^}]*\}|\s*\[[^\]]*\]|[^,]+", rest) if o.strip()]
+    is_negated = bool(guard and guard.group(1))
+    return guard.group(2) if guard else None, is_negated, base, tuple(modifiers), tuple(operands)
