@@ -205,13 +205,13 @@ class Pushes:
         old = [lease.again() for _ in followers]
         for follower, one in zip(followers, old, strict=True):
             follower.exchange(one)
+        if before is not None:
+            self._let_go(before, version)
         if moved is not None:
             ended = asyncio.wrap_future(moved)
             for one in old:  # which the step under way still uses, whether or not who pushed waits for it
                 ended.add_done_callback(functools.partial(_release, one))
             await asyncio.shield(ended)
-        if before is not None:
-            self._let_go(before, version)
 
     def _let_go(self, before: Version, version: Version) -> None:
         """Frees the weights that the name meant before, and their prefixes, once nothing uses them.
