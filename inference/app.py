@@ -25,6 +25,7 @@ from adapter.names import Reference
 from adapter.plan import MAX_RANK
 from inference.adapters import AdapterDesk
 from inference.catalog import Catalog
+from inference.constraints.guides import Guides
 from inference.engine.engine import Engine
 from inference.engine.graphs import CudaCapture, DecodeGraphs
 from inference.engine.kv_cache import KVCache, block_bytes
@@ -32,7 +33,6 @@ from inference.engine.runner import Runner
 from inference.engine.scheduler import Limits, Scheduler
 from inference.errors import EngineFailed, InvalidRequest
 from inference.generation import Generation
-from inference.guides import Guides
 from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.bank import Bank
 from inference.lora.base import BaseWeights
@@ -48,7 +48,6 @@ from inference.models.linear import PackedLinear, TiledLinear
 from inference.models.llama import Llama
 from inference.prefetching import Prefetcher
 from inference.push import Pushes
-from inference.requests import RequestReader
 from inference.resolution import STATE_FILE, open_resolution
 from inference.resolver.cache import FileCache
 from inference.self_test import SelfTest
@@ -56,9 +55,10 @@ from inference.service import InferenceService
 from inference.settings import Settings
 from inference.streams import Streams
 from inference.tenants import read_tenants
-from inference.tokenizer import Tokenizer
-from inference.vocabularies import Vocabularies
+from inference.text.tokenizer import Tokenizer
+from inference.text.vocabularies import Vocabularies
 from inference.watcher import Watcher
+from inference.wire.requests import RequestReader
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
 from registry.resources import Worker as WorkerAccount

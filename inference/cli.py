@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inference.calling import Worker, server_options, to_json
+from inference.commands.calling import Worker, server_options, to_json
 from inference.commands.generate import generate
 from inference.commands.memory import load, pin, unload, unpin
 from inference.commands.probe import probe

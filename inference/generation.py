@@ -21,19 +21,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, S
 from dataclasses import dataclass, field
 
 from adapter.names import Reference
-from inference import messages
 from inference.adapters import AdapterDesk
-from inference.answer import Answer
 from inference.engine.engine import Engine
 from inference.engine.request import MAX_TENANT_CHARS, Finished, Reloaded, Request, SlotUse, Token
 from inference.errors import InvalidRequest
 from inference.identity import ModelIdentity
 from inference.lora.lease import Lease, check_composition
 from inference.metrics import Metrics
-from inference.requests import Asked, RequestReader
 from inference.resolver import Version
 from inference.streams import Stream, Streams
-from inference.vocabularies import Vocabularies
+from inference.text.answer import Answer
+from inference.text.vocabularies import Vocabularies
+from inference.wire import messages
+from inference.wire.requests import Asked, RequestReader
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
 MAX_ADAPTERS = 8  # of one request; each adds its own arithmetic to every row

@@ -28,7 +28,7 @@ from inference.lora.reading import AdapterFiles
 from inference.resolver import Version
 from inference.resolver.flights import Flights
 from inference.streams import Stream, Streams
-from inference.vocabularies import Vocabularies
+from inference.text.vocabularies import Vocabularies
 
 MAX_REMEMBERED = 10_000
 TENANT = "self-test"

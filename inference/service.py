@@ -10,7 +10,6 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adapter.names import Reference
-from inference import messages
 from inference.adapters import AdapterDesk
 from inference.catalog import Catalog
 from inference.engine.engine import Engine
@@ -19,11 +18,12 @@ from inference.generation import Generation
 from inference.identity import ModelIdentity, WorkerFacts
 from inference.lora.loader import Adapters
 from inference.push import Pushes
-from inference.push_requests import read_chunks, read_header
-from inference.requests import RequestReader
 from inference.resolver.cache import FileCache
 from inference.streams import Streams
-from inference.vocabularies import Vocabularies
+from inference.text.vocabularies import Vocabularies
+from inference.wire import messages
+from inference.wire.push_requests import read_chunks, read_header
+from inference.wire.requests import RequestReader
 from loraplex.inference.v1 import inference_service_pb2 as pb
 from loraplex.inference.v1 import inference_service_pb2_grpc as pb_grpc
 

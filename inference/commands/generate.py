@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from inference.calling import Worker, server_options, to_json
+from inference.commands.calling import Worker, server_options, to_json
 
 if TYPE_CHECKING:
     from loraplex.inference.v1 import inference_service_pb2 as pb

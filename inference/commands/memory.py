@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from inference.calling import Worker, server_options, to_json
+from inference.commands.calling import Worker, server_options, to_json
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

@@ -21,13 +21,13 @@ alone, so every request ends.
 
 from __future__ import annotations
 
-import bisect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from inference.engine.admission import Admission
 from inference.engine.blocks import BlockPool
-from inference.engine.fair_queue import FairQueue
+from inference.engine.places import Places
 from inference.engine.request import (
     Admitted,
     Event,
@@ -39,10 +39,9 @@ from inference.engine.request import (
     Request,
     Token,
 )
-from inference.engine.running import BY_AGE, RowLimits, Running
+from inference.engine.running import RowLimits
 from inference.engine.sequence import Chunk, Sampled, Sequence
-from inference.engine.shares import divide, fair_rows
-from inference.engine.tables import BlockTables, held
+from inference.engine.shares import divide
 from inference.engine.tenants import AnswerLengths, Tenants
 from inference.errors import InferenceError, InvalidRequest, PromptTooLong
 
@@ -94,13 +93,14 @@ class Scheduler:
             raise ValueError(
                 f"max_step_tokens: expected at least max_running = {limits.max_running}, found {limits.max_step_tokens}"
             )
-        self.num_preemptions = 0
-        self._tables = BlockTables(self.blocks, is_prefix_cached=is_prefix_cached)
         self._requests: dict[str, list[Sequence]] = {}  # those of their answers that have not ended
-        self._running = Running(RowLimits(limits.max_running, limits.max_adapters), self.tenants)
-        self._queue = FairQueue(self.tenants.weight_of)
+        rows = RowLimits(limits.max_running, limits.max_adapters)
+        self._places = Places(self.blocks, rows, self.tenants, is_prefix_cached=is_prefix_cached)
+        self._running, self._queue, self._tables = self._places.running, self._places.queue, self._places.tables
+        self._admission = Admission(
+            self._places, self.tenants, max_rows=limits.max_running, max_tokens=limits.max_step_tokens
+        )
         self._paused: dict[str, list[Sequence]] = {}  # by request
-        self._parked: list[Sequence] = []  # paused or in the queue, and with blocks; oldest first
         self._lengths = AnswerLengths()
         self._arrivals = 0
 
@@ -108,6 +108,11 @@ class Scheduler:
     def num_running(self) -> int:
         """Rows of the answers under way."""
         return self._running.num_rows
+
+    @property
+    def num_preemptions(self) -> int:
+        """Times that a sequence lost its blocks."""
+        return self._places.num_preemptions
 
     @property
     def num_paused(self) -> int:
@@ -169,7 +174,7 @@ class Scheduler:
         changes until `complete`, so a step that never ran can be scheduled again.
         """
         self._fork_all()
-        self._admit(now_s)
+        self._admission.admit(now_s)
         self._fork_all()
         decodes = self._schedule_decodes()
         decodes.sort(key=lambda chunk: [use.slot for use in chunk.sequence.request.uses])
@@ -224,9 +229,7 @@ class Scheduler:
             return
         for sequence in self._requests[request_id]:
             if sequence in self._running:
-                self._running.remove(sequence)
-                self._tables.disappoint(sequence)
-                bisect.insort(self._parked, sequence, key=BY_AGE)
+                self._places.park(sequence)
             else:
                 self._queue.remove(sequence)
         self._paused[request_id] = list(self._requests[request_id])
@@ -250,20 +253,17 @@ class Scheduler:
         ]
         running = [sequence for sequence in self._running if sequence in moved]
         for sequence in running:
-            self._running.remove(sequence)
+            self._places.park(sequence)
         for sequence in moved:
-            self._tables.disappoint(sequence)
             if not sequence.is_announced:
-                self._begin_anew(sequence)
+                self._places.begin_anew(sequence)
             sequence.follow(name, slot=slot, digest=digest)
         for sequence in running:
             # A step has a place for so many adapters, and some of the others may keep the old weights.
             if sequence.blocks and self._running.has_rows_for(sequence):
-                self._running.add(sequence)
-                continue
-            if sequence.blocks:
-                bisect.insort(self._parked, sequence, key=BY_AGE)
-            self._queue.push(sequence, cost=0)
+                self._places.unpark(sequence)
+            else:
+                self._queue.push(sequence, cost=0)
         return [
             Reloaded(sequence.request.id, sequence.num_outputs, sequence.request.uses, answer=sequence.answer + other)
             for sequence in moved
@@ -276,119 +276,15 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Asserts that every sequence is in one place, with exactly the blocks that it needs, and no block is lost."""
-        self._running.check_integrity()
-        self._queue.check_integrity()
         paused = [sequence for sequences in self._paused.values() for sequence in sequences]
         everywhere = [*self._running, *self._queue, *paused]
         placed = [(one.request.id, one.answer) for one in everywhere]
         known = [(id_, one.answer) for id_, answers in self._requests.items() for one in answers]
         assert sorted(placed) == sorted(known), "a sequence is in no place, or in two"
         assert all(self._requests.values()), "a request without answers is still here"
-        idle = sorted((one for one in [*self._queue, *paused] if one.blocks), key=BY_AGE)
-        assert self._parked == idle, "a sequence without a row has blocks that nobody can take back"
         for sequence in everywhere:
             assert 0 <= sequence.computed < len(sequence.tokens) <= self.limits.max_context, "it should have ended"
-        self._tables.check_integrity(everywhere, computing=list(self._running))
-
-    def _admit(self, now_s: float) -> None:
-        """Gives rows and blocks to sequences whose turn it is, while tokens of the step are left for them.
-
-        Tenants with fewer rows than their fair share come first; what they leave is anybody's.
-        """
-        if not self._queue:
-            return
-        total_weight = self._total_weight()
-        prefilling: Counter[str] = Counter()
-        budget = self.limits.max_step_tokens
-        passed: set[str] = set()  # tenants that cannot use their turn
-        for running in self._running:
-            budget -= running.remaining
-            prefilling[running.request.tenant] += running.remaining > 1
-
-        def may_run(sequence: Sequence) -> bool:
-            tenant = sequence.request.tenant
-            # Others' prompts may fill many steps; a tenant without one gets its share of this step all the same.
-            return (
-                tenant not in passed and (budget > 0 or not prefilling[tenant]) and self._running.is_allowed(sequence)
-            )
-
-        def may_claim(sequence: Sequence) -> bool:
-            tenant = sequence.request.tenant
-            return self._has_claim(tenant, total_weight) and may_run(sequence)
-
-        for is_turn in (may_claim, may_run):
-            while (sequence := self._queue.next(is_turn)) is not None:
-                tenant = sequence.request.tenant
-                cached = self._tables.cached(sequence)
-                if self._tables.awaits(sequence, cached):
-                    passed.add(tenant)
-                elif self._has_room(sequence, cached) or self._make_room(sequence, cached, total_weight):
-                    self._start(sequence, cached, now_s)
-                    budget -= sequence.remaining
-                    prefilling[tenant] += sequence.remaining > 1
-                elif self._has_claim(tenant, total_weight):
-                    return  # it has a claim, and whoever went first now would take what it waits for
-                else:
-                    passed.add(tenant)
-
-    def _start(self, sequence: Sequence, cached: list[int], now_s: float) -> None:
-        self._queue.pop(sequence)
-        if sequence.blocks:
-            self._parked.remove(sequence)
-        self._tables.take(sequence, cached)
-        if sequence.started_s is None:
-            sequence.started_s = now_s
-            sequence.cached_tokens = sequence.computed
-        self._running.add(sequence)
-
-    def _has_room(self, sequence: Sequence, cached: list[int]) -> bool:
-        """Whether it has rows and blocks now, those that the paused need not keep included."""
-        if not self._running.has_rows_for(sequence):
-            return False
-        while self._needed(sequence, cached) > self.blocks.num_free - self.blocks.num_kept_of(cached):
-            victims = [one for one in self._parked if one is not sequence]
-            if not victims:
-                return False
-            self._strip(victims[-1])
-        return True
-
-    def _make_room(self, sequence: Sequence, cached: list[int], total_weight: float) -> bool:
-        """Preempts the newest sequences of tenants above their fair share, for one whose tenant is below its own."""
-        tenant = sequence.request.tenant
-        if not self._has_claim(tenant, total_weight):
-            return False
-        rows = {name: self._running.rows_of(name) for name in self._running.tenants}
-        victims: list[Sequence] = []
-        for victim in reversed(list(self._running)):
-            name = victim.request.tenant
-            if name == tenant or rows[name] - victim.rows < self._share(name, total_weight):
-                continue
-            rows[name] -= victim.rows
-            victims.append(victim)
-            if not self._running.has_rows_for(sequence, without=victims):
-                continue
-            if self._needed(sequence, cached) <= self.blocks.num_free_without(map(held, victims), cached):
-                for one in victims:
-                    self._preempt(one)
-                return True
-        return False
-
-    def _needed(self, sequence: Sequence, cached: list[int]) -> int:
-        """Blocks that must be free for it: its own, and one for each other answer, which would else soon preempt it."""
-        spare = self.num_running + sequence.rows - 1 if self._running else 0
-        return self._tables.missing(sequence, cached) + spare
-
-    def _has_claim(self, tenant: str, total_weight: float) -> bool:
-        """Whether a tenant has fewer rows than its fair share."""
-        return self._running.rows_of(tenant) < self._share(tenant, total_weight)
-
-    def _share(self, tenant: str, total_weight: float) -> int:
-        return fair_rows(self.limits.max_running, self.tenants.weight_of(tenant), total_weight)
-
-    def _total_weight(self) -> float:
-        """Of the tenants that run or wait."""
-        running = [tenant for tenant in self._running.tenants if not self._queue.has(tenant)]
-        return self._queue.total_weight + sum(map(self.tenants.weight_of, running))
+        self._places.check_integrity(paused)
 
     def _fork_all(self) -> None:
         """Lets every answer go on by itself whose prompt is computed but for its last token."""
@@ -404,23 +300,11 @@ class Scheduler:
         index = 0
         while index < len(self._running):  # which loses the newest, at its end, when blocks run out
             sequence = self._running[index]
-            if sequence.remaining == 1 and self._grow(sequence):
+            if sequence.remaining == 1 and self._places.grow(sequence):
                 copy = None if sequence.copied is None else (sequence.copied, sequence.blocks[-1])
                 chunks.append(Chunk(sequence, sequence.computed, 1, samples=True, copy=copy))
             index += 1
         return chunks
-
-    def _grow(self, sequence: Sequence) -> bool:
-        """Gives a decoding sequence its next block; False if it was itself the newest and had to go."""
-        while not self._tables.grow(sequence):
-            if self._parked:
-                self._strip(self._parked[-1])
-                continue
-            victim = self._running[-1]
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        return True
 
     def _schedule_prefills(self, budget: int) -> list[Chunk]:
         """The budget, divided among tenants by weight; within one, as much of each sequence in turn as is left."""
@@ -440,25 +324,6 @@ class Scheduler:
                 left[sequence.request.tenant] -= length
                 chunks.append(Chunk(sequence, sequence.computed, length, samples=length == sequence.remaining))
         return chunks
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._tables.release(sequence)
-        self._queue.push(sequence, cost=0)
-        self.num_preemptions += 1
-
-    def _strip(self, sequence: Sequence) -> None:
-        """Takes the blocks of a sequence that has no row."""
-        self._parked.remove(sequence)
-        self._tables.release(sequence)
-        self.num_preemptions += 1
-
-    def _begin_anew(self, sequence: Sequence) -> None:
-        """Takes the blocks of a sequence that has no row and of which its owner knows nothing."""
-        if sequence in self._parked:
-            self._parked.remove(sequence)
-        self._tables.release(sequence)
-        sequence.started_s = None
 
     def _append(self, sequence: Sequence, sampled: Sampled, now_s: float) -> list[Event]:
         request = sequence.request
@@ -502,10 +367,8 @@ class Scheduler:
             _take_out(self._paused, id_, sequence)
         else:
             self._queue.remove(sequence)
-        if sequence in self._parked:
-            self._parked.remove(sequence)
         _take_out(self._requests, id_, sequence)
-        self._tables.release(sequence)
+        self._places.leave(sequence)
 
 
 def _take_out(sequences: dict[str, list[Sequence]], request_id: str, sequence: Sequence) -> None:

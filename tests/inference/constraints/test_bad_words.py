@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.bad_words import BadWords
-from inference.spelled_vocabulary import SpelledVocabulary
-from inference.tokenizer import Tokenizer
+from inference.constraints.bad_words import BadWords
+from inference.constraints.spelled_vocabulary import SpelledVocabulary
+from inference.text.tokenizer import Tokenizer
 
 LETTERS = [b"a", b"b", b"c", b" "]
 

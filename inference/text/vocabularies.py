@@ -14,7 +14,7 @@ from pathlib import Path
 from adapter.manifest import TOKENIZER_FILES, ManifestFile, digest_file
 from inference.errors import AdapterLoadFailed, BaseModelRefused, InvalidRequest
 from inference.resolver import Version
-from inference.tokenizer import Tokenizer
+from inference.text.tokenizer import Tokenizer
 
 # Kept in memory beside those in use; one takes up to some ten megabytes.
 MAX_TOKENIZERS = 64

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from inference.bad_words import BadWords
+from inference.constraints.bad_words import BadWords
+from inference.constraints.guides import Guide, Guides
 from inference.errors import GuideRefused, InvalidRequest, PromptTooLong
-from inference.guides import Guide, Guides
 from inference.identity import ModelIdentity
-from inference.requests import Asked, RequestReader
-from inference.tokenizer import Tokenizer
+from inference.text.tokenizer import Tokenizer
+from inference.wire.requests import Asked, RequestReader
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
 MODEL = ModelIdentity(name="tiny", digest="sha256:0", vocab_size=96, max_context=64)

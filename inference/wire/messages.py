@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
-from inference.answer import Answer, Piece
 from inference.catalog import Model, ModelState
 from inference.engine.request import Finished, FinishReason, Reloaded, Score, SlotUse
 from inference.errors import InvalidRequest
 from inference.resolver import Version
+from inference.text.answer import Answer, Piece
 from inference.tiers import Tier
 from loraplex.inference.v1 import inference_service_pb2 as pb
 

@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference import guides
+from inference.constraints import guides
+from inference.constraints.forms import ANY_JSON_OBJECT, Form, FormKind, read
+from inference.constraints.guides import Guide, Guides, wrap
 from inference.errors import AnswerStuck, GuideRefused, GuideTooComplex, QueueFull
-from inference.forms import ANY_JSON_OBJECT, Form, FormKind, read
-from inference.guides import Guide, Guides, wrap
-from inference.tokenizer import Tokenizer
+from inference.text.tokenizer import Tokenizer
 
 EOS = 256
 TOKENS = [*(bytes([byte]) for byte in range(256)), b"", *(b'{"', b'":', b", ", b"true", b"abc", b"12", "é".encode())]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from inference.errors import InvalidRequest
-from inference.tokenizer import Tokenizer
+from inference.text.tokenizer import Tokenizer
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
 MAX_TEMPLATE_ARGUMENTS = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.spelled_vocabulary import SpelledVocabulary
+from inference.constraints.spelled_vocabulary import SpelledVocabulary
 
 token = st.binary(max_size=4) | st.lists(st.sampled_from([b"a", b"b", "é".encode(), b"\xff"]), max_size=4).map(b"".join)
 word = st.text(alphabet="abé", min_size=1, max_size=3).map(str.encode)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inference.detokenize import IncrementalDecoder, StopStrings
 from inference.engine.request import Token
+from inference.text.detokenize import IncrementalDecoder, StopStrings
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, processors
 
+from inference.constraints.forms import Form, FormKind, read
+from inference.constraints.guides import Guide, wrap
 from inference.errors import BaseModelRefused
-from inference.forms import Form, FormKind, read
-from inference.guides import Guide, wrap
-from inference.tokenizer import Tokenizer
+from inference.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from inference.spelled_vocabulary import SpelledVocabulary
+from inference.constraints.spelled_vocabulary import SpelledVocabulary
 
 
 class BadWords:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from inference.answer import Answer
 from inference.engine.request import Token
-from inference.tokenizer import Tokenizer
+from inference.text.answer import Answer
+from inference.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from inference.detokenize import StopStrings, read_spelling
 from inference.errors import BaseModelRefused
+from inference.text.detokenize import StopStrings, read_spelling
 
 
 def byte_level_tokenizer():

@@ -11,11 +11,11 @@ import tokenizers
 from transformers import AutoTokenizer
 
 from adapter.manifest import TOKENIZER_FILES, manifest_of_adapter
-from inference import vocabularies
 from inference.errors import AdapterLoadFailed, InvalidRequest
 from inference.resolver import Version
-from inference.tokenizer import Tokenizer
-from inference.vocabularies import Vocabularies
+from inference.text import vocabularies
+from inference.text.tokenizer import Tokenizer
+from inference.text.vocabularies import Vocabularies
 
 TOOL = "<|tool|>"
 CHAT = [{"role": "user", "content": f"Call {TOOL} now"}]

@@ -1,6 +1,6 @@
 """Reads forms in a process of its own first: one that takes too much time or memory takes only that process along.
 
-    worker ── {"kind", "text"} a line ──► python -m inference.form_trial
+    worker ── {"kind", "text"} a line ──► python -m inference.constraints.form_trial
            ◄── {"refused": reason or null} a line; or nothing, when the form was more than the process could bear
 
 The library counts most of its work and not all of it: whether an intersection of patterns is empty is asked before, and
@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import llguidance
 
+from inference.constraints.forms import Form, FormKind, read
 from inference.errors import GuideRefused
-from inference.forms import Form, FormKind, read
 
 TRIAL_S = 2.0  # of a processor's time; a form at the limit of its size takes a third of it
 TRIAL_BYTES = 4 * 2**30  # of addresses, which are many times the memory that is used
@@ -67,7 +67,7 @@ class FormTrial:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "inference.form_trial",
+            "inference.constraints.form_trial",
             str(self._limit_s),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

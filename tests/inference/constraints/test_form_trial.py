@@ -8,9 +8,9 @@ import json
 import llguidance
 import pytest
 
+from inference.constraints.form_trial import END, FormTrial, _Bytes
+from inference.constraints.forms import ANY_JSON_OBJECT, Form, FormKind, read
 from inference.errors import GuideRefused
-from inference.form_trial import END, FormTrial, _Bytes
-from inference.forms import ANY_JSON_OBJECT, Form, FormKind, read
 
 # Whether some text has all of forty patterns is asked before any limit is looked at: 2 ** 40 of something.
 ENDLESS = Form(

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import tokenizers
 
-from inference.chat import TEMPLATE_FILE, ChatTemplate, Message
-from inference.detokenize import IncrementalDecoder, Spelling, StopStrings, read_spelling
+from inference.constraints.spelled_vocabulary import SpelledVocabulary
 from inference.errors import BaseModelRefused
-from inference.spelled_vocabulary import SpelledVocabulary
+from inference.text.chat import TEMPLATE_FILE, ChatTemplate, Message
+from inference.text.detokenize import IncrementalDecoder, Spelling, StopStrings, read_spelling
 
 __all__ = ["IncrementalDecoder", "StopStrings", "Tokenizer"]
 
@@ -120,7 +120,7 @@ class Tokenizer:
         arguments: Mapping[str, object] | None = None,
         continue_final_message: bool = False,
     ) -> str:
-        """The prompt that the model's chat template makes. Raises InvalidRequest; see `inference.chat`."""
+        """The prompt that the model's chat template makes. Raises InvalidRequest; see `inference.text.chat`."""
         return self._chat_template.render(
             messages, tools=tools, arguments=arguments, continue_final_message=continue_final_message
         )

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.constraints.form_trial import FormTrial
+from inference.constraints.forms import Form, is_stuck, read, reason
 from inference.errors import AnswerStuck, GuideTooComplex, QueueFull
-from inference.form_trial import FormTrial
-from inference.forms import Form, is_stuck, read, reason
 
 MAX_COMPILED = 128  # guides kept, the latest used; a large one is a few MB
 MAX_WRAPPED = 8  # vocabularies kept; a large one is some ten MB

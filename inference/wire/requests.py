@@ -11,15 +11,15 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from inference.bad_words import BadWords
-from inference.chat_requests import chat_text
+from inference.constraints.bad_words import BadWords
+from inference.constraints.forms import ANY_JSON_OBJECT, Form, FormKind
+from inference.constraints.guides import Guides
 from inference.engine.constraint import Constraint
 from inference.engine.request import MAX_ANSWERS, MAX_PRIORITY, MAX_TENANT_CHARS, SamplingParams
 from inference.errors import InvalidRequest, PromptTooLong
-from inference.forms import ANY_JSON_OBJECT, Form, FormKind
-from inference.guides import Guides
 from inference.identity import ModelIdentity
-from inference.tokenizer import IncrementalDecoder, Tokenizer
+from inference.text.tokenizer import IncrementalDecoder, Tokenizer
+from inference.wire.chat_requests import chat_text
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
 MAX_STOP_STRINGS = 16

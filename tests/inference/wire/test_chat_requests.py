@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from inference.chat import ChatTemplate
-from inference.chat_requests import MAX_TEMPLATE_ARGUMENTS, chat_text
 from inference.errors import InvalidRequest
+from inference.text.chat import ChatTemplate
+from inference.wire.chat_requests import MAX_TEMPLATE_ARGUMENTS, chat_text
 from loraplex.inference.v1 import inference_service_pb2 as pb
 
 QWEN = """\

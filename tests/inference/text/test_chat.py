@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from inference.chat import ChatTemplate
 from inference.errors import BaseModelRefused, InvalidRequest
+from inference.text.chat import ChatTemplate
 
 # In the manner of published templates: loops with breaks, macros, namespaces, tools, dates, trimmed content.
 TEMPLATE = """\

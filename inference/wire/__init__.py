@@ -1,0 +1,1 @@
+"""The messages of the contract to checked values, and back: where protobuf stops."""
