@@ -53,6 +53,7 @@ from inference.resolver.cache import FileCache
 from inference.self_test import SelfTest
 from inference.service import InferenceService
 from inference.settings import Settings
+from inference.state_folder import own_state_folder
 from inference.streams import Streams
 from inference.tenants import read_tenants
 from inference.text.tokenizer import Tokenizer
@@ -153,22 +154,23 @@ async def run(settings: Settings) -> None:
     EngineFailed when the engine ended by itself: whoever watches the process starts it again."""
     security = settings.security()
     security.check_listen(settings.listen)  # before the minute that a large model takes
-    async with open_core(settings) as core, open_service(settings, core) as service:
-        await serve(
-            [
-                Service(
-                    pb.DESCRIPTOR.services_by_name["InferenceService"],
-                    pb_grpc.add_InferenceServiceServicer_to_server,
-                    service,
-                )
-            ],
-            listen=settings.listen,
-            security=security,
-            drain_s=LAST_WORDS_S,
-            on_ready=lambda port: log.info("worker %s serves on port %d", service.worker_id, port),
-            on_drain=functools.partial(service.drain, settings.drain_s),
-            until=core.failure,
-        )
+    with own_state_folder(settings.state_dir):
+        async with open_core(settings) as core, open_service(settings, core) as service:
+            await serve(
+                [
+                    Service(
+                        pb.DESCRIPTOR.services_by_name["InferenceService"],
+                        pb_grpc.add_InferenceServiceServicer_to_server,
+                        service,
+                    )
+                ],
+                listen=settings.listen,
+                security=security,
+                drain_s=LAST_WORDS_S,
+                on_ready=lambda port: log.info("worker %s serves on port %d", service.worker_id, port),
+                on_drain=functools.partial(service.drain, settings.drain_s),
+                until=core.failure,
+            )
 
 
 @contextlib.asynccontextmanager

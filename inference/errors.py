@@ -21,6 +21,7 @@ InferenceError
 ├── PushesOff                 FAILED_PRECONDITION
 ├── TooManyPushes             RESOURCE_EXHAUSTED
 ├── PushStalled               ABORTED               nothing came for too long
+├── StateFolderInUse          FAILED_PRECONDITION   by another worker of this machine
 ├── RegistryUnreachable       UNAVAILABLE           and the reference is not known here
 ├── SourceUnavailable         UNAVAILABLE           another place of adapters cannot be reached
 ├── Draining                  UNAVAILABLE           the worker is shutting down
@@ -165,6 +166,12 @@ class PushStalled(InferenceError):
     """The push stopped coming."""
 
     code, reason = "ABORTED", "PUSH_STALLED"
+
+
+class StateFolderInUse(InferenceError):
+    """Another worker uses the state folder."""
+
+    code, reason = "FAILED_PRECONDITION", "STATE_FOLDER_IN_USE"
 
 
 class RegistryUnreachable(InferenceError):
