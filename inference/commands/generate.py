@@ -77,7 +77,11 @@ def generate(server: str, token_file: Path | None, ca: Path | None, output: str,
         async for message in stub.Generate(request, timeout=timeout):
             printer(message)
 
-    Worker(server, token_file, ca).call(ask)
+    try:
+        Worker(server, token_file, ca).call(ask)
+    finally:
+        if isinstance(printer, Printer):
+            printer.close()
 
 
 class Printer:
@@ -87,6 +91,12 @@ class Printer:
         self._held: dict[int, list[Callable[[], None]]] = {number: [] for number in range(answers)}
         self._next = 0
         self._is_ended: set[int] = set()
+        self._is_in_line = False
+
+    def close(self) -> None:
+        """Ends the line of an answer that was broken off, so that the error has its own."""
+        if self._is_in_line:
+            click.echo()
 
     def __call__(self, message: pb.GenerateResponse) -> None:
         if message.HasField("started"):
@@ -99,11 +109,11 @@ class Printer:
             served = [f"{use.adapter} {use.digest[:19]}" for use in message.reloaded.adapters]
             _remark(f"\n[from token {message.reloaded.index} on: {' + '.join(served)}]")
         elif message.HasField("prompt"):
-            click.secho(message.prompt.text, dim=True, nl=False)
+            self._write(message.prompt.text, dim=True)
         elif message.HasField("chunk"):
-            self._print(message.chunk.answer, lambda: click.echo(message.chunk.text, nl=False))
+            self._print(message.chunk.answer, lambda: self._write(message.chunk.text))
         elif message.HasField("finished"):
-            self._print(message.finished.answer, lambda: _end(message.finished))
+            self._print(message.finished.answer, lambda: self._end(message.finished))
             self._is_ended.add(message.finished.answer)
             while self._next in self._is_ended:
                 self._next += 1
@@ -116,6 +126,15 @@ class Printer:
             show()
         else:
             self._held[answer].append(show)
+
+    def _write(self, text: str, *, dim: bool | None = None) -> None:
+        click.secho(text, dim=dim, nl=False)
+        self._is_in_line = True
+
+    def _end(self, done: pb.Finished) -> None:
+        click.echo()
+        self._is_in_line = False
+        _remark(_outcome(done))
 
 
 def make_request(
@@ -162,7 +181,7 @@ def make_request(
 
 
 def _set_guide(request: pb.GenerateRequest, found: dict[str, Any]) -> None:
-    asked = {name: value for name, value in found.items() if value}
+    asked = {name: value for name, value in found.items() if value not in (None, False, ())}
     if len(asked) > 1:
         names = ("--json-schema", "--json-object", "--regex", "--grammar", "--choice")
         raise click.UsageError(f"At most one of {', '.join(names)} says what the answer looks like.")
@@ -215,17 +234,16 @@ def _token_id(text: str) -> int:
     return found
 
 
-def _end(done: pb.Finished) -> None:
+def _outcome(done: pb.Finished) -> str:
     from loraplex.inference.v1 import inference_service_pb2 as pb
 
-    click.echo()
     seconds = done.timings.total.ToNanoseconds() / 1e9
     rate = done.output_tokens / seconds if seconds else 0.0
     why = {
         pb.FINISH_REASON_LENGTH: ", cut at its length",
         pb.FINISH_REASON_STOP_STRING: f", stopped at {done.stop_string!r}",
     }.get(done.reason, "")
-    _remark(f"[{done.output_tokens} tokens{why}, {rate:.0f} tokens/s]")
+    return f"[{done.output_tokens} tokens{why}, {rate:.0f} tokens/s]"
 
 
 def _remark(text: str) -> None:

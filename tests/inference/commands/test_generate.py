@@ -101,6 +101,7 @@ def test_what_is_not_said_is_left_to_the_worker() -> None:
         (["--json-schema", "FILE"], pb.Guide(json_schema="{}")),
         (["--json-object"], pb.Guide(json_object=True)),
         (["--grammar", "FILE"], pb.Guide(grammar="{}")),
+        (["--regex", ""], pb.Guide(regex="")),
         (["--choice", "a", "--choice", "b"], pb.Guide(choices=pb.Choices(texts=["a", "b"]))),
         ([], None),
     ],
@@ -167,6 +168,18 @@ def test_answers_that_come_mixed_are_printed_whole_and_in_order(capsys: pytest.C
     out, err = capsys.readouterr()
     assert out == "!\n"
     assert "cut at its length" in err
+
+
+def test_an_answer_that_is_broken_off_leaves_the_error_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(answers=1)
+    printer(pb.GenerateResponse(chunk=pb.TokenChunk(text="half an ans")))
+    printer.close()
+    assert capsys.readouterr().out == "half an ans\n"
+    printer = Printer(answers=1)
+    printer(pb.GenerateResponse(chunk=pb.TokenChunk(text="a whole one")))
+    printer(pb.GenerateResponse(finished=pb.Finished(output_tokens=3)))
+    printer.close()
+    assert capsys.readouterr().out == "a whole one\n"
 
 
 async def test_it_prints_what_a_worker_answers(open_worker: Any) -> None:
