@@ -124,8 +124,10 @@ class Settings:
             raise InvalidRequest(f"dtype: expected auto, float32 or bfloat16, found {self.dtype}", field="dtype")
         if self.pushes not in ("off", "new", "any"):
             raise InvalidRequest(f"pushes: expected off, new or any, found {self.pushes}", field="pushes")
-        for name in ("max_batch_adapters", "max_loras", "max_lora_rank", "max_cpu_loras", "host_cache"):
-            if getattr(self, name) < 0:
+        for name in ("max_batch_adapters", "max_loras", "max_lora_rank", "max_cpu_loras", "host_cache", "max_context",
+            "drain_s", "load_wait_s",
+        ):  # fmt: skip
+            if not getattr(self, name) >= 0:  # NaN neither
                 raise InvalidRequest(f"{name}: expected at least 0, found {getattr(self, name)}", field=name)
         if self.max_loras > MAX_SLOTS:
             raise InvalidRequest(f"max_loras: expected at most {MAX_SLOTS}, found {self.max_loras}", field="max_loras")
