@@ -43,11 +43,15 @@ class Merger:
 
     async def run(self) -> None:
         """Follows until it is cancelled."""
+        told = ""
         while True:
             try:
                 await self.follow()
+                told = ""
             except InferenceError as error:
-                log.warning("%s is not merged and served on the fly: %s", self._reference, error)
+                if str(error) != told:  # else every few seconds
+                    log.warning("%s is not merged and served on the fly: %s", self._reference, error)
+                told = str(error)
             except Exception:
                 log.exception("%s is not merged and served on the fly", self._reference)
             await asyncio.sleep(LOOK_AGAIN_S)
