@@ -82,7 +82,8 @@ def run(command: click.Command, arguments: list[str], *, name: str) -> int:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.UsageError as error:
         hint = f"`{error.ctx.command_path} --help` explains it" if error.ctx else ""
-        code = _fail(error.format_message(), hint=hint, code=2)
+        # Click lists the choices of an option over several lines.
+        code = _fail(" ".join(error.format_message().split()), hint=hint, code=2)
     except click.ClickException as error:
         code = _fail(error.format_message(), code=2)
     except (click.Abort, KeyboardInterrupt):

@@ -86,3 +86,12 @@ def test_texts_of_strangers_cannot_steer_the_terminal(capsys: pytest.CaptureFixt
     assert "\x1b" not in (err := capsys.readouterr().err)
     assert "\x07" not in err
     assert len(err.splitlines()) == 3
+
+
+def test_choices_are_told_in_the_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    @click.option("--scope", type=click.Choice(["read", "admin"]), required=True)
+    def command(scope: str) -> None: ...
+
+    assert exits.run(command, [], name="registry") == 2
+    assert "Choose from: read, admin" in capsys.readouterr().err
