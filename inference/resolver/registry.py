@@ -124,5 +124,5 @@ def _translate(error: RegistryError, subject: str) -> InferenceError:
     if error.reason == "WRONG_BASE_MODEL":
         return WrongBaseModel(str(error), metadata=error.metadata)
     if error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
-        return RegistryUnreachable(f"{subject}: {error}", retry_after_s=1.0)
+        return RegistryUnreachable(f"{subject}: the registry cannot be reached: {error}", retry_after_s=1.0)
     return AdapterLoadFailed(f"{subject}: {error}", reasons=error.reasons)
