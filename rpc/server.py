@@ -129,7 +129,7 @@ async def serve(
         if until is not None:
             until.add_done_callback(lambda _: stopping.set())
         await stopping.wait()
-        log.info("draining for at most %.0f s; a second signal stops at once", drain_s)
+        log.info("draining; a second signal stops at once")
         drain = asyncio.ensure_future(server.drain(drain_s, on_drain))
         impatience = asyncio.ensure_future(stop_now.wait())
         await asyncio.wait({drain, impatience}, return_when=asyncio.FIRST_COMPLETED)
