@@ -80,6 +80,11 @@ class EmbeddedPostgres:
         self._socket_dir = self._cluster
 
     @property
+    def is_made(self) -> bool:
+        """Whether the folder has a database, however old."""
+        return self._cluster.exists()
+
+    @property
     def url(self) -> str:
         """Where the server listens."""
         return f"postgresql://postgres@/postgres?host={self._socket_dir}"

@@ -6,11 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from registry.options import make_printer
+
+if TYPE_CHECKING:
+    from registry.settings import Settings
 
 T = TypeVar("T")
 
@@ -25,13 +28,30 @@ def _database_options(function: Callable[..., None]) -> Callable[..., None]:
     return url(folder(form(click.pass_context(function))))
 
 
-def _with_database(context: click.Context, given: dict[str, str | None], work: Callable[[str], T]) -> T:
-    """Runs the work with the URL of the database; the registry's own server is started for it, if it does not run."""
+def _settings(context: click.Context, given: dict[str, str | None]) -> Settings:
     from registry.config import combine_settings
-    from registry.embedded import EmbeddedPostgres
 
     flags = {name: given[name] or "" for name in ("database_url", "data_dir") if given[name] is not None}
-    settings = combine_settings(context.ensure_object(dict).get("serve", {}), os.environ, flags)
+    return combine_settings(context.ensure_object(dict).get("serve", {}), os.environ, flags)
+
+
+def _expect_database(context: click.Context, given: dict[str, str | None]) -> None:
+    """Raises InvalidRequest for a data directory that has no database, which would be made."""
+    from registry.embedded import EmbeddedPostgres
+    from registry.errors import InvalidRequest
+
+    settings = _settings(context, given)
+    if not settings.database_url and not EmbeddedPostgres(settings.data_dir / "postgres").is_made:
+        raise InvalidRequest(
+            f"data_dir: expected a registry's data directory, found no database in {settings.data_dir}"
+        )
+
+
+def _with_database(context: click.Context, given: dict[str, str | None], work: Callable[[str], T]) -> T:
+    """Runs the work with the URL of the database; the registry's own server is started for it, if it does not run."""
+    from registry.embedded import EmbeddedPostgres
+
+    settings = _settings(context, given)
 
     async def borrow() -> T:
         async with EmbeddedPostgres(settings.data_dir / "postgres").borrowed() as url:
@@ -66,9 +86,12 @@ def check(context: click.Context, /, **given: str | None) -> None:
 
     from registry.errors import DatabaseFaulty
 
+    _expect_database(context, given)
     faults = _with_database(context, given, work)
     if faults:
-        raise DatabaseFaulty(f"{len(faults)} faults in the database", reasons=tuple(faults))
+        raise DatabaseFaulty(
+            f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} in the database", reasons=tuple(faults)
+        )
     make_printer(context, given["output"]).outcome("the database holds together", {"faults": []})
 
 
@@ -86,6 +109,7 @@ def backup(context: click.Context, /, *, file: Path, **given: str | None) -> Non
 
         return back_up(url, file)
 
+    _expect_database(context, given)
     num_bytes = _with_database(context, given, work)
     document = {"file": str(file), "size_bytes": num_bytes}
     make_printer(context, given["output"]).outcome(f"wrote {file}, {num_bytes} bytes", document)

@@ -203,6 +203,14 @@ async def test_the_commands_work_on_a_server_and_say_what_to_do(filled, registry
     assert (away.code, away.out) == (5, "")
 
 
+@pytest.mark.parametrize("words", [("check",), ("backup", "file")])
+async def test_nothing_is_made_to_be_checked_or_backed_up(registry, tmp_path: Path, words: tuple[str, ...]) -> None:
+    ran = await registry("db", *words, "--data-dir", tmp_path / "mistyped")
+    assert (ran.code, ran.out) == (2, "")
+    assert "found no database in" in ran.err
+    assert list(tmp_path.glob("mistyped*")) == []
+
+
 async def test_the_commands_borrow_the_server_of_a_registry_or_start_it(
     registry_process, registry, tmp_path: Path
 ) -> None:
