@@ -162,14 +162,15 @@ def register(
 
 def _registered_line(version: AdapterVersion, *, created: bool, dry_run: bool) -> str:
     from registry.printing import short, size
+    from registry.resources import VersionState
 
-    facts = (
-        f"rank {version.rank}, {', '.join(version.target_modules)}, {size(version.size_bytes)}, {short(version.digest)}"
-    )
+    read = (f"rank {version.rank}", *version.target_modules) if version.rank else ()
+    facts = ", ".join((*read, size(version.size_bytes), short(version.digest)))
     if dry_run:
         return f"would register {version.adapter} ({facts})"
     what = "registered" if created else "already there:"
-    return f"{what} {version.adapter}:{version.number} ({facts})"
+    state = "" if version.state == VersionState.VALIDATED else f", {version.state.value}"
+    return f"{what} {version.adapter}:{version.number}{state} ({facts})"
 
 
 @click.command()

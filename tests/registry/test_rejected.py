@@ -125,3 +125,7 @@ async def test_the_command_names_the_version_and_shows_it_with_its_reasons(
     assert "NaN" in version["rejection_reasons"][0]
     assert (await run.json("show", "sql", "--state", "validated"))["versions"] == []
     assert "NaN" in (await run("show", "sql:1")).out
+    assert (await run("retire", "sql", "1")).code == 0
+    again = await run("register", unfit, "--name", "sql", "--base", base_model)
+    assert again.out.startswith("already there: sql:1, retired (")
+    assert "rank 0" not in again.out
