@@ -38,7 +38,8 @@ def list_adapters(context: click.Context, base_model: str) -> None:
         session.printer.table(
             ("NAME", "BASE MODEL", "LATEST", "ALIASES", "CREATED"),
             [adapter_row(adapter) for adapter in adapters],
-            empty="no adapters yet; `registry register PATH --name NAME --base BASE` adds one",
+            empty=f"no adapters{f' of {base_model}' if base_model else ''} yet; "
+            f"`registry register PATH --name NAME --base {base_model or 'BASE'}` adds one",
         )
 
     with_session(context, work)
