@@ -43,7 +43,9 @@ def add_canary(sides: Sequence[tuple[int, int]], number: int, weight: int) -> li
     assert 0 < weight < FULL_WEIGHT, weight
     others = [side for side in sides if side[0] != number]
     room, total = FULL_WEIGHT - weight, sum(before for _, before in others)
-    if not others or room < len(others):
+    if not others:
+        raise ValueError(f"expected another version to keep {room / 100:g} %, found only {number}, which has all")
+    if room < len(others):
         raise ValueError(f"{room / 100:g} % cannot be split over {len(others)} other versions")
     scaled = {other: max(1, before * room // total) for other, before in others}
     # What rounding left over, or took too much, is the largest one's.

@@ -64,5 +64,5 @@ def test_a_canary_keeps_the_proportions_of_the_others() -> None:
 
 
 def test_a_canary_of_the_only_version_has_nobody_to_share_with() -> None:
-    with pytest.raises(ValueError, match="0 other versions"):
+    with pytest.raises(ValueError, match="expected another version to keep 90 %, found only 1"):
         add_canary([(1, FULL_WEIGHT)], 1, 1000)
