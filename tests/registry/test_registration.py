@@ -135,7 +135,7 @@ async def test_an_unfit_artifact_is_refused_with_every_reason_and_nothing_is_sto
             ({"change_tensors": poison}, ["lora_A", "lora_B", "NaN"]),
             ({"rank": 513}, ["512", "513"]),
             ({"change_config": {"target_modules": ["nothing"]}}, ["target_modules", "v_proj"]),
-            ({"change_config": {"use_qalora": True, "bias": "all"}}, ["QA-LoRA", "bias"]),
+            ({"change_config": {"use_qalora": True, "bias": "some"}}, ["QA-LoRA", "bias", "some"]),
             ({"change_config": {"peft_type": "IA3"}}, ["IA3"]),
         )
     ):
