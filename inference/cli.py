@@ -38,6 +38,12 @@ EXIT_CODES = {
     "PERMISSION_DENIED": 6,
 }
 
+# By reason; gRPC's own statuses have their code for one.
+HINTS = {
+    "UNAVAILABLE": "is the worker up? start one with `inference serve --model FOLDER`",
+    "UNIMPLEMENTED": "is that a worker, of this release? --server or LORAPLEX_WORKER names another",
+}
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="loraplex")
@@ -57,10 +63,10 @@ def main() -> None:
     except DomainError as error:
         click.secho(f"error: {error}", fg="red", err=True)
         for reason in error.reasons:
-            if reason != str(error):
+            if reason not in str(error):
                 click.echo(f"  - {reason}", err=True)
-        if error.code == "UNAVAILABLE" and error.reason != "REGISTRY_UNREACHABLE":
-            click.echo("hint: is the worker up? start one with `inference serve --model FOLDER`", err=True)
+        if hint := HINTS.get(error.reason):
+            click.echo(f"hint: {hint}", err=True)
         sys.exit(EXIT_CODES.get(error.code, 1))
     except KeyboardInterrupt:
         sys.exit(130)
