@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from inference.errors import InvalidRequest
+
 # From a token of a small model on a fast device to a cold start on a slow one.
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -53,9 +55,15 @@ class Metrics:
         Gauge(f"loraplex_{name}", meaning, registry=self.registry).set_function(read)
 
     def serve(self, listen: str) -> Callable[[], None]:
-        """Answers Prometheus at host:port from now on; returns what stops it."""
+        """Answers Prometheus at host:port from now on; returns what stops it. Raises InvalidRequest."""
         host, _, port = listen.rpartition(":")
-        server, thread = start_http_server(int(port), host or "127.0.0.1", registry=self.registry)
+        try:
+            server, thread = start_http_server(int(port), host or "127.0.0.1", registry=self.registry)
+        except (OSError, OverflowError, ValueError) as error:
+            raise InvalidRequest(
+                f"metrics_listen: expected host:port of this machine that is free, found {listen}: {error}",
+                field="metrics_listen",
+            ) from error
 
         def stop() -> None:
             server.shutdown()

@@ -125,7 +125,7 @@ class Settings:
         if self.pushes not in ("off", "new", "any"):
             raise InvalidRequest(f"pushes: expected off, new or any, found {self.pushes}", field="pushes")
         for name in ("max_batch_adapters", "max_loras", "max_lora_rank", "max_cpu_loras", "host_cache", "max_context",
-            "drain_s", "load_wait_s",
+            "drain_s", "load_wait_s", "threads",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:  # NaN neither
                 raise InvalidRequest(f"{name}: expected at least 0, found {getattr(self, name)}", field=name)

@@ -32,6 +32,7 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_default()
         ("MAX_CPU_LORAS", "-2", "max_cpu_loras: expected at least 0, found -2"),
         ("ADAPTER_MEMORY", "12 parsecs", "adapter_memory: expected a size such as 512MiB"),
         ("MAX_CONTEXT", "-1", "max_context: expected at least 0, found -1"),
+        ("THREADS", "-1", "threads: expected at least 0, found -1"),
         ("DRAIN_S", "-1", "drain_s: expected at least 0, found -1"),
         ("DRAIN_S", "nan", "drain_s: expected at least 0, found nan"),
         ("DEVICE", "tpu", "device: expected auto, cpu or cuda, found tpu"),
