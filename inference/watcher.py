@@ -202,7 +202,8 @@ class Watcher:
                 except Exception as error:
                     if not isinstance(error, InferenceError):
                         log.exception("%s: loading %s failed", key, version.name)
-                    table.failures[version.digest] = "; ".join((str(error), *getattr(error, "reasons", ())))
+                    reasons = [one for one in getattr(error, "reasons", ()) if one not in str(error)]
+                    table.failures[version.digest] = "; ".join((str(error), *reasons))
                     kept = table.serving.get(key)
                     log.error("%s: %s is not served: %s%s", key, split, error, f"; keeping {kept}" if kept else "")
                     return

@@ -27,7 +27,8 @@ def push(
 ) -> None:  # fmt: skip
     """Serve the PEFT folder FOLDER under NAME, until the next push of it or the worker's end.
 
-    Running requests finish on the weights that they began with. A name that the registry has is refused.
+    Running requests finish on the weights that they began with. A name that the registry has is refused. A
+    probe.json stays behind: what is pushed is served without a self-test.
     """
     from inference.push_client import push_requests
     from loraplex.inference.v1 import inference_service_pb2 as pb

@@ -172,14 +172,14 @@ async def test_a_version_that_is_refused_leaves_the_old_one_serving_and_is_repor
     async with watching(tmp_path) as (world, table):
         for number in (1, 2, 3):
             world.gate(number).set()
-        world.errors[2] = [AdapterLoadFailed("the file is rotten")]
+        world.errors[2] = [AdapterLoadFailed("the file is rotten", reasons=("rotten", "and old"))]
         world.messages.put_nowait(promote(1, revision=1))
         await until(lambda: served(table) == 1)
         world.messages.put_nowait(promote(2, revision=2))
 
         def is_reported() -> bool:
             adapters = world.account.adapters if world.account else ()
-            return any(one.version == 2 and "rotten" in one.failure for one in adapters)
+            return any(one.failure == "the file is rotten; and old" for one in adapters if one.version == 2)
 
         await until(is_reported)
         assert world.account is not None
