@@ -10,10 +10,8 @@ import contextlib
 import functools
 import logging
 import os
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +51,7 @@ from inference.resolver.cache import FileCache
 from inference.self_test import SelfTest
 from inference.service import InferenceService
 from inference.settings import Settings
-from inference.state_folder import own_state_folder
+from inference.state_folder import own_state_folder, read_worker_id
 from inference.streams import Streams
 from inference.tenants import read_tenants
 from inference.text.tokenizer import Tokenizer
@@ -71,7 +69,6 @@ log = logging.getLogger(__name__)
 BLOCK_SIZES = {"cpu": 16, "cuda": 256}  # positions of a KV block; on CUDA as few as torch's attention reads
 # For the last messages of streams that have ended to reach their callers.
 LAST_WORDS_S = 2.0
-WORKER_ID_FILE = "worker_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +192,7 @@ async def open_service(settings: Settings, core: Core) -> AsyncIterator[Inferenc
             max_context=core.limits.max_context,
         )
         facts = WorkerFacts(
-            worker_id=_worker_id(settings.state_dir),
+            worker_id=read_worker_id(settings.state_dir),
             device=core.model.device.type,
             dtype=str(core.model.dtype).removeprefix("torch."),
         )
@@ -373,15 +370,6 @@ def _metrics(settings: Settings, core: Core, disk: FileCache, stack: contextlib.
     if settings.metrics_listen:
         stack.callback(metrics.serve(settings.metrics_listen))
     return metrics
-
-
-def _worker_id(state_dir: Path) -> str:
-    """The same after every restart with the same state folder."""
-    path = state_dir / WORKER_ID_FILE
-    if not path.exists():
-        state_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:12])
-    return path.read_text().strip()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

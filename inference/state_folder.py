@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from inference.errors import InvalidRequest, StateFolderInUse
 
 LOCK_FILE = "lock"
+WORKER_ID_FILE = "worker_id"
 
 
 @contextlib.contextmanager
@@ -43,3 +45,15 @@ def own_state_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def read_worker_id(folder: Path) -> str:
+    """The same after every restart with the same state folder."""
+    path = folder / WORKER_ID_FILE
+    # Empty is what a power cut leaves, and a worker without an id is no worker to the registry.
+    if not path.exists() or not path.read_text().strip():
+        folder.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(uuid.uuid4().hex[:12])
+        new.replace(path)
+    return path.read_text().strip()
