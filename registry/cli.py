@@ -51,6 +51,7 @@ Completion, for bash; zsh and fish have a *_source of their own:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EPILOG)
 @global_options(read_environment=True)
+@click.version_option(package_name="loraplex")
 def cli() -> None:
     """Keeps LoRA adapters: versions, aliases, and who serves what.
 
