@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,14 +108,15 @@ async def open_core(settings: Settings) -> AsyncIterator[Core]:
     await asyncio.to_thread(kernels.warm_up, device.type, [model.dtype])
     streams = Streams()
     max_slots = settings.max_loras or MAX_SLOTS
-    bank = Bank(
-        model.sites,
-        capacity_bytes=settings.adapter_memory,
-        dtype=model.dtype,
-        device=device,
-        max_slots=max_slots,
-        is_checked=settings.check_adapters,
-    )
+    with _taking("adapter_memory", settings.adapter_memory):
+        bank = Bank(
+            model.sites,
+            capacity_bytes=settings.adapter_memory,
+            dtype=model.dtype,
+            device=device,
+            max_slots=max_slots,
+            is_checked=settings.check_adapters,
+        )
     slots = Slots(bank.capacity_bytes, max_slots=max_slots)
     reader = Reader(
         sites=model.sites,
@@ -292,6 +293,17 @@ def _linear(settings: Settings, device: torch.device) -> type[PackedLinear]:
     return TiledLinear
 
 
+@contextlib.contextmanager
+def _taking(field: str, num_bytes: int) -> Iterator[None]:
+    """Round what takes memory for good. Raises InvalidRequest when there is not as much."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's allocators raise the latter
+        raise InvalidRequest(
+            f"{field}: expected no more bytes than this machine can give, found {num_bytes}", field=field
+        ) from error
+
+
 def _engine(
     settings: Settings, model: Llama, bank: Bank, *, streams: Streams, failure: asyncio.Future[None]
 ) -> tuple[Engine, Limits]:
@@ -314,7 +326,8 @@ def _engine(
             f"kv_memory: expected at least one block of {one_block} bytes, found {settings.kv_memory}",
             field="kv_memory",
         )
-    kv_cache = KVCache(**shape, num_blocks=num_blocks, dtype=model.dtype, device=model.device)
+    with _taking("kv_memory", settings.kv_memory):
+        kv_cache = KVCache(**shape, num_blocks=num_blocks, dtype=model.dtype, device=model.device)
     asked = settings.max_context or config.max_positions
     limits = Limits(
         max_context=min(asked, config.max_positions, num_blocks * block_size),

@@ -33,3 +33,11 @@ async def test_determinism_is_refused_where_it_cannot_be_had(monkeypatch, tiny_s
     with pytest.raises(InvalidRequest, match=message):
         async with open_core(settings):
             pass
+
+
+@pytest.mark.parametrize("field", ["adapter_memory", "kv_memory"])
+async def test_more_memory_than_there_is_is_refused_with_the_field(tiny_served_dir, field):
+    settings = Settings(model=tiny_served_dir, **{field: 2**60})
+    with pytest.raises(InvalidRequest, match=f"{field}: expected no more bytes than this machine can give, found 1152"):
+        async with open_core(settings):
+            pass
