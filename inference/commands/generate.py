@@ -22,6 +22,8 @@ ANSWERS = click.IntRange(1, 16)
 MAX_TOKEN_ID = 2**32 - 1
 TOKEN_ID = click.IntRange(0, MAX_TOKEN_ID)
 GUIDES = ("json_schema", "json_object", "regex", "grammar", "choices")
+# A terminal would obey these characters of a text; it gets their codes instead. `-o json` has them as they are.
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @click.command()
@@ -128,7 +130,7 @@ class Printer:
             self._held[answer].append(show)
 
     def _write(self, text: str, *, dim: bool | None = None) -> None:
-        click.secho(text, dim=dim, nl=False)
+        click.secho(text.translate(CONTROLS), dim=dim, nl=False)
         self._is_in_line = True
 
     def _end(self, done: pb.Finished) -> None:

@@ -182,6 +182,12 @@ def test_an_answer_that_is_broken_off_leaves_the_error_a_line_of_its_own(capsys:
     assert capsys.readouterr().out == "a whole one\n"
 
 
+def test_a_terminal_is_not_told_what_to_do_by_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(answers=1)
+    printer(pb.GenerateResponse(chunk=pb.TokenChunk(text="é\t\x1b[2J\r\x9b1m\x07\n日")))
+    assert capsys.readouterr().out == "é\t\\x1b[2J\\x0d\\x9b1m\\x07\n日"
+
+
 async def test_it_prints_what_a_worker_answers(open_worker: Any) -> None:
     async with open_worker() as worker:
 
