@@ -177,7 +177,7 @@ def make_request(
         request.chat.messages.add(role="user", content=text)
     if not request.chat.messages:
         raise click.UsageError("Missing argument 'PROMPT', or --messages.")
-    request.chat.tools.extend(json.dumps(_read_json(path, dict, "--tool"), ensure_ascii=False) for path in tools)
+    request.chat.tool_texts.extend(json.dumps(_read_json(path, dict, "--tool"), ensure_ascii=False) for path in tools)
     request.chat.template_arguments = template_arguments or ""
     return request
 

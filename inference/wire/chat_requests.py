@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import NoReturn
 
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
+from google.protobuf.struct_pb2 import Struct
+
 from inference.errors import InvalidRequest
 from inference.text.tokenizer import Tokenizer
 from loraplex.inference.v1 import inference_service_pb2 as pb
@@ -28,10 +31,35 @@ def chat_text(tokenizer: Tokenizer, chat: pb.Chat) -> str:
         )
     return tokenizer.render_chat(
         [_message(message) for message in chat.messages],
-        tools=[_object(tool, "chat.tools") for tool in chat.tools] or None,
+        tools=_tools(chat) or None,
         arguments=arguments,
         continue_final_message=chat.continue_final_message,
     )
+
+
+def _tools(chat: pb.Chat) -> list[dict[str, object]]:
+    if chat.tools and chat.tool_texts:
+        raise InvalidRequest(
+            f"chat.tools: expected either tools or tool_texts, found {len(chat.tools)} and {len(chat.tool_texts)}",
+            field="chat.tools",
+        )
+    return [_object(text, "chat.tool_texts") for text in chat.tool_texts] + [_plain(tool) for tool in chat.tools]
+
+
+def _plain(tool: Struct) -> dict[str, object]:
+    """A Struct with its keys sorted, since they come in any order and the prompt must be the same each time."""
+    try:
+        text = json.dumps(MessageToDict(tool), sort_keys=True)
+    except (ValueError, SerializeToJsonError) as error:  # what is not a finite number
+        raise InvalidRequest(f"chat.tools: expected what JSON can say: {error}", field="chat.tools") from None
+    found: dict[str, object] = json.loads(text, parse_float=_number)
+    return found
+
+
+def _number(text: str) -> int | float:
+    """A Struct has floating-point numbers only; the whole ones were written without a point."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _message(message: pb.ChatMessage) -> Mapping[str, object]:

@@ -70,7 +70,7 @@ def test_every_flag_reaches_the_request(tmp_path: Any) -> None:
                 pb.ChatMessage(role="tool", content="sunny", tool_call_id="1", name="b"),
                 pb.ChatMessage(role="user", content="Hello"),
             ],
-            tools=['{"type": "function", "a": 1}'],
+            tool_texts=['{"type": "function", "a": 1}'],
             template_arguments='{"bold": true}',
         ),
         adapters=[pb.AdapterUse(reference="sql"), pb.AdapterUse(reference="a@b", weight=0.5)],

@@ -179,7 +179,7 @@ def ours(source: str, messages: Any, *, tools: Any = (), arguments: Any = None, 
             pb.ChatMessage(**message | {"tool_calls": [json.dumps(call) for call in message.get("tool_calls", ())]})
             for message in messages
         ],
-        tools=[json.dumps(tool) for tool in tools],
+        tool_texts=[json.dumps(tool) for tool in tools],
         template_arguments="" if arguments is None else json.dumps(arguments),
         **fields,
     )
@@ -263,13 +263,13 @@ def test_a_last_message_with_thoughts_can_be_continued() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"a"', '{"a": NaN}', '{"a": Infinity}', '{"a":' * 100_000, "{} {}"])
-@pytest.mark.parametrize("field", ["tools", "tool_calls", "template_arguments"])
+@pytest.mark.parametrize("field", ["tool_texts", "tool_calls", "template_arguments"])
 def test_what_is_no_json_object_is_refused_with_its_field(field: str, text: str) -> None:
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
     if field == "tool_calls":
         chat.messages.add(role="assistant", tool_calls=[text])
-    elif field == "tools":
-        chat.tools.append(text)
+    elif field == "tool_texts":
+        chat.tool_texts.append(text)
     elif not text:
         return  # which means none
     else:
@@ -278,3 +278,19 @@ def test_what_is_no_json_object_is_refused_with_its_field(field: str, text: str)
         chat_text(Renderer(QWEN), chat)  # type: ignore[arg-type]
     assert str(refused.value.field).endswith(field)
     assert len(str(refused.value)) < 300
+
+
+def test_tools_without_an_order_come_in_the_alphabet_s() -> None:
+    tool = {"type": "function", "function": {"name": "b", "arguments": {"z": 1, "y": 0.5, "a": [True, None, "é"]}}}
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
+    chat.tools.add().update(tool)
+    ordered = json.loads(json.dumps(tool, sort_keys=True))
+    expected = ours(QWEN, [{"role": "user", "content": "hi"}], tools=[ordered])
+    assert chat_text(Renderer(QWEN), chat) == expected  # type: ignore[arg-type]
+    chat.tool_texts.append("{}")
+    with pytest.raises(InvalidRequest, match="either tools or tool_texts, found 1 and 1"):
+        chat_text(Renderer(QWEN), chat)  # type: ignore[arg-type]
+    del chat.tool_texts[:]
+    chat.tools[0]["nan"] = float("nan")
+    with pytest.raises(InvalidRequest, match=r"chat\.tools: expected what JSON can say"):
+        chat_text(Renderer(QWEN), chat)  # type: ignore[arg-type]
